@@ -1,0 +1,1 @@
+"""Logit lens, direct logit attribution and attribution patching."""

@@ -1,0 +1,1 @@
+"""Behaviors: clean/corrupt prompt pairs, generators, metrics, splits and loaders."""

@@ -1,0 +1,1 @@
+"""Circuits: component scores, selection, evaluation and the verdict."""

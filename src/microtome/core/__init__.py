@@ -1,0 +1,1 @@
+"""Small value types, protocols, statistics, seeds and hashes; knows no neural network."""

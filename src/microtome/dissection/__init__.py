@@ -1,0 +1,1 @@
+"""The main job: seven steps from a behavior to a report."""

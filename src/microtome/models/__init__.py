@@ -1,0 +1,1 @@
+"""Loading models, finding their anatomy, and the specimens that ship with the package."""

@@ -1,0 +1,1 @@
+"""Arrays and tables on disk, written atomically, and run folders."""

@@ -1,0 +1,1 @@
+"""Sweeps: plans of many interventions, their cost, certification and execution."""

@@ -1,0 +1,1 @@
+"""The Model: sites, capture, interventions, gradients, generation, verification."""
