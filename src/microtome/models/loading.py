@@ -17,6 +17,7 @@ from microtome.errors import (
     TokenizerError,
     UnsafeFileError,
 )
+from microtome.models import hf
 from microtome.models.specimens import specimen_folder
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
@@ -151,9 +152,10 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
         names = getattr(config, "architectures", None) or []
         kind = getattr(transformers, names[0], None) if names else None
         loader = kind if kind is not None and hasattr(kind, "from_pretrained") else AutoModelForCausalLM
-        module, info = loader.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        with hf.quiet():
+            module, info = loader.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
     except OSError as error:
         raise ModelNotFoundError(_first_line(f"{folder}: {error}")) from None
     except (ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -27,6 +27,7 @@ from microtome.tracing.trace import Trace
 if TYPE_CHECKING:
     from microtome.tracing.generation import Generation
     from microtome.tracing.gradients import Gradients
+    from microtome.tracing.replay import BaseRun
     from microtome.tracing.verification import Verification
     from microtome.tracing.weights import Weights
 
@@ -287,6 +288,40 @@ class Model:
         from microtome.tracing.twin import twin
 
         return twin(self, seed)
+
+    def record(self, prompts: Prompts) -> BaseRun:
+        """Run the model once and keep what a restart at any block needs."""
+        from microtome.tracing.replay import record
+
+        return record(self, prompts)
+
+    def replay(
+        self,
+        base: BaseRun,
+        start: int,
+        stream: torch.Tensor,
+        *,
+        rows: torch.Tensor,
+        interventions: Iterable[Intervention] = (),
+    ) -> torch.Tensor:
+        """Run the model's own blocks from block ``start`` on; see :mod:`microtome.tracing.replay`.
+
+        Returns:
+            The residual stream after the last block ``[n, pos, d_model]``.
+        """
+        from microtome.tracing.replay import replay
+
+        return replay(self, base, start, stream, rows=rows, interventions=interventions)
+
+    def tail(self, stream: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``[n, k, vocab]`` at positions ``[n, k]`` of a last residual stream.
+
+        Raises:
+            ModelSupportError: If the logits cannot be computed from it alone in this model.
+        """
+        from microtome.tracing.replay import tail
+
+        return tail(self, stream, positions)
 
     @property
     def _vocab(self) -> int | None:

@@ -169,6 +169,10 @@ class Trace:
         save_arrays(target, arrays, {"schema": "microtome.trace/1"})
         return target
 
+    def kept(self) -> dict[str, Captured]:
+        """Return the captured tensors as the model produced them, by text form of the site."""
+        return dict(self._captured)
+
     def _select(self, site: Site, value: torch.Tensor) -> torch.Tensor:
         from microtome.tracing.call import Point, selected
         from microtome.tracing.positions import of_batch
