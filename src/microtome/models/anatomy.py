@@ -58,6 +58,8 @@ class AttentionAnatomy:
         d_head_v: Size of a value head, and of z per head.
         heads_add_up: Whether z per head times the output projection, plus its bias, is the value
             that is added (false where that value is normed or gated first).
+        softmax: Whether exactly one softmax is seen in it, so that scores and pattern exist.
+        sink: Whether the softmax has a sink column behind the keys.
     """
 
     path: str
@@ -71,6 +73,8 @@ class AttentionAnatomy:
     d_head: int
     d_head_v: int
     heads_add_up: bool
+    softmax: bool = True
+    sink: bool = False
 
 
 @dataclass(frozen=True)
