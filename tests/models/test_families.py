@@ -35,7 +35,8 @@ REQUIRED = """
 NOT_OPTIONS = {
     "training and initialization": """
         router_aux_loss_coef aux_loss_coef router_jitter_noise z_loss_coefficient
-        output_router_logits input_jitter_noise rescale_prenorm_residual lambda_std_dev time_step_min time_step_max
+        output_router_logits input_jitter_noise rescale_prenorm_residual lambda_std_dev
+        time_step_min time_step_max
         time_step_floor time_step_limit time_step_scale linear_a_log_min linear_a_log_max
         linear_dt_min linear_dt_max sinusoidal_pos_embds pretraining_tp
     """,
