@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from microtome.errors import HookError
 from microtome.models import hf
 from microtome.models.anatomy import AttentionAnatomy, BlockAnatomy, MLPAnatomy, Seam
 from microtome.models.compare import addition_scale, relative_error, tolerance
 from microtome.models.heads import head_columns
 from microtome.models.neurons import find_neurons
 from microtome.models.probe import AttentionCall, Call, Recording
+from microtome.models.softmax import run_eager
 
 
 @dataclass
@@ -119,6 +121,8 @@ def _assemble(view: BlockView) -> BlockAnatomy:
     else:
         reasons["attn"] = "this block has no attention"
     mlp = _mlp(view, core, attended, mlp_added, placement, norms, reasons)
+    if placement == "post-addition":
+        norms["mlp.after"] = _last_norm(view)
     if attention is not None and attended is None:
         reasons["attn.out"] = "the value that attention adds to the stream is no module's output"
     return BlockAnatomy(
@@ -148,6 +152,12 @@ def _middle(view: BlockView, attended: Addition) -> tuple[torch.Tensor, Seam | N
     if normed is not None and ends_in_norm and last.result is not None:
         return normed, Seam(seam.path, "out"), True
     return value, seam, False
+
+
+def _last_norm(view: BlockView) -> str:
+    """Return the norm whose output is the block's."""
+    found = [c.path for c in view.calls if view.is_norm(c.path) and view.same(c.result, view.result)]
+    return found[-1]
 
 
 def find_core(view: BlockView) -> tuple[Call | None, AttentionCall | None]:
@@ -272,6 +282,7 @@ def _attention(
         call = view.recording.only(attended.seam.path)
         adds_up = call is not None and view.same(out_proj.result, call.result)
     q_heads, kv_heads, d_head, d_value = _head_sizes(view, entry, out_proj)
+    softmax, sink = (True, False) if entry is None else softmax_of(entry)
     columns = {} if entry is None else head_columns(view.module, view.recording, view.path, entry)
     return AttentionAnatomy(
         path=core.path,
@@ -285,7 +296,27 @@ def _attention(
         d_head=d_head,
         d_head_v=d_value,
         heads_add_up=adds_up,
+        softmax=softmax,
+        sink=sink,
     )
+
+
+def softmax_of(entry: AttentionCall) -> tuple[bool, bool]:
+    """Return whether the family's eager function has exactly one softmax, and whether with a sink."""
+    widths: list[int] = []
+
+    def note(pattern: torch.Tensor) -> torch.Tensor:
+        widths.append(pattern.shape[-1])
+        return pattern
+
+    try:
+        with torch.no_grad():
+            run_eager(
+                entry.module, entry.q, entry.k, entry.v, entry.mask, entry.kwargs, pattern=note
+            )
+    except HookError:
+        return False, False
+    return True, widths[0] > entry.k.shape[2]
 
 
 def _head_sizes(
