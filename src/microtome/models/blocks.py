@@ -131,6 +131,8 @@ def _assemble(view: BlockView) -> BlockAnatomy:
         attention,
         mlp,
         mid,
+        None if attended is None else attended.seam,
+        1.0 if attended is None else attended.scale,
         norms,
         reasons,
     )
@@ -343,6 +345,8 @@ def _name_norms(
     """Name the norm before a part (its output is the part's input) and the one behind it."""
     for call in view.calls:
         if not view.is_norm(call.path) or call.result is None:
+            continue
+        if isinstance(view.part(call.path), nn.Identity):
             continue
         reads_stream = call.input is not None and call.input.numel() == view.stream.numel()
         if f"{kind}.norm" not in norms and reads_stream and view.same(call.result, received):

@@ -48,6 +48,9 @@ def find_neurons(
     )
     path = _root(view, raw)
     router = find_router(view, path)
+    if router is not None and not returns_experts(view, router):
+        reasons["mlp.router"] = "its router returns no weights for each token and expert"
+        return _without_neurons(view, path, added, scale, None, reasons)
     if down is None or router is not None:
         return _without_neurons(view, path, added, scale, router, reasons)
     ups = [
@@ -129,6 +132,15 @@ def find_router(view: BlockView, path: str | None) -> str | None:
     if "experts" in siblings and "gate" in siblings:
         return f"{path}.gate"
     return None
+
+
+def returns_experts(view: BlockView, router: str) -> bool:
+    """Return whether a router's (first) result has a row of expert weights for each token."""
+    call = view.recording.only(router)
+    if call is None or call.result is None or not call.result.is_floating_point():
+        return False
+    batch, width = view.stream.shape[:2]
+    return call.result.ndim in (2, 3) and call.result.numel() // call.result.shape[-1] == batch * width
 
 
 def _without_neurons(

@@ -60,6 +60,15 @@ class Recording:
     output: Any = None
     tokens: torch.Tensor | None = None
 
+    def overwritten(self) -> frozenset[str]:
+        """Return the modules whose returned tensor the model changed in place afterwards."""
+        return frozenset(
+            path
+            for path, calls in self.calls.items()
+            for call in calls
+            if call.result is not None and not _same_bits(call.result, first_tensor(call.output))
+        )
+
     def only(self, path: str) -> Call | None:
         """Return the call of a module that was called exactly once, else None."""
         calls = self.calls.get(path, [])
@@ -84,6 +93,10 @@ def first_tensor(value: Any) -> torch.Tensor | None:
             if isinstance(item, torch.Tensor):
                 return item
     return None
+
+
+def _same_bits(before: torch.Tensor, after: torch.Tensor | None) -> bool:
+    return after is not None and before.shape == after.shape and torch.equal(before, after)
 
 
 def copied(value: torch.Tensor | None) -> torch.Tensor | None:

@@ -139,7 +139,7 @@ class ModuleSoftmax:
 
     def enter(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
         """Pre-hook: start watching for the softmax."""
-        mode = SoftmaxSeam(self._scores, self._pattern)
+        mode = SoftmaxSeam(self._scores, self._pattern, fused_output=self._tap.eager_output)
         mode.__enter__()
         self._modes.append(mode)
 

@@ -14,7 +14,7 @@ from microtome.tracing.forward import accepts
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
 
-Policy = Literal["own", "mask", "none"]
+Policy = Literal["own", "mask", "alone", "none"]
 
 
 def mask_positions(mask: torch.Tensor) -> torch.Tensor:
@@ -50,14 +50,18 @@ def padding_error(model: Model, policy: Policy) -> float:
 def policy_of(model: Model) -> Policy:
     """Return how a left-padded batch gets its positions in this model, found by trying.
 
-    The model's own numbering is kept where it is right; else mask-derived ids are passed.
+    The model's own numbering is kept where it is right; else mask-derived ids are passed. ``"alone"``
+    means that neither is: rows of different length have to be generated apart.
     """
     if not accepts(model.module, "attention_mask"):
         return "none"
-    if not accepts(model.module, "position_ids"):
+    bound = 1e-4 if model.dtype == torch.float32 else 0.1
+    own = padding_error(model, "own")
+    if own <= bound:
         return "own"
-    own, derived = padding_error(model, "own"), padding_error(model, "mask")
-    return "own" if own <= 10 * derived or own < 1e-5 else "mask"
+    if accepts(model.module, "position_ids") and padding_error(model, "mask") <= bound:
+        return "mask"
+    return "alone"
 
 
 def position_ids(model: Model, mask: torch.Tensor) -> torch.Tensor | None:

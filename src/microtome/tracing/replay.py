@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from microtome.errors import ModelSupportError, ShapeError
+from microtome.models import hf
 from microtome.models.probe import first_tensor
 from microtome.tracing.call import Call
 from microtome.tracing.catalog import require_anatomy
@@ -72,6 +73,8 @@ def record(model: Model, prompts: Prompts) -> BaseRun:
             last.append(value)
 
     blocks = [model.module.get_submodule(b.path) for b in anatomy.blocks]
+    if "*" in anatomy.blocks[0].reasons:
+        raise ModelSupportError(f"The pass cannot be restarted: {anatomy.blocks[0].reasons['*']}.")
     with contextlib.ExitStack() as stack:
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -150,19 +153,25 @@ def replay(
             stack.enter_context(instrument.active(call))
         for number in range(start, anatomy.n_layers):
             block = model.module.get_submodule(anatomy.blocks[number].path)
-            stream = _run_block(block, stream, base, number, rows)
+            stream = _run_block(block, stream, base, number, rows, anatomy.n_heads)
     if instrument is not None:
         instrument.check(call)
     return stream
 
 
 def _run_block(
-    block: nn.Module, stream: torch.Tensor, base: BaseRun, number: int, rows: torch.Tensor
+    block: nn.Module,
+    stream: torch.Tensor,
+    base: BaseRun,
+    number: int,
+    rows: torch.Tensor,
+    heads: int,
 ) -> torch.Tensor:
     rest, named = base.arguments[number]
     batch = base.tokens.shape[0]
-    named = {k: _for_rows(v, rows, batch) for k, v in named.items() if k != "__stream__"}
-    rest = tuple(_for_rows(value, rows, batch) for value in rest)
+    flat = batch * heads
+    named = {k: _for_rows(v, rows, batch, flat) for k, v in named.items() if k != "__stream__"}
+    rest = tuple(_for_rows(value, rows, batch, flat) for value in rest)
     key = base.arguments[number][1].get("__stream__")
     output = block(*rest, **{key: stream, **named}) if key else block(stream, *rest, **named)
     value = first_tensor(output)
@@ -171,19 +180,24 @@ def _run_block(
     return value
 
 
-def _for_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
-    """Expand an argument that has one entry per row of the base run to the new rows."""
+def _for_rows(value: Any, rows: torch.Tensor, batch: int, flat: int) -> Any:
+    """Expand an argument that has one entry per row of the base run to the new rows.
+
+    A cache that the model made although none was asked for holds the base run's keys and is left out.
+    """
+    if hf.is_cache(value):
+        return None
     if isinstance(value, torch.Tensor) and value.ndim > 0:
         if value.shape[0] == batch and batch > 1:
             return value[rows.to(value.device)]
-        if value.shape[0] > batch and value.shape[0] % batch == 0 and value.ndim == 3 and value.shape[1] == 1:
+        if value.shape[0] == flat and value.ndim == 3 and value.shape[1] == 1:
             # ALiBi biases are flattened over batch and head
             return value.unflatten(0, (batch, -1))[rows.to(value.device)].flatten(0, 1)
         if value.shape[0] == 1 and value.ndim == 4:
             return value.expand(len(rows), *value.shape[1:])
         return value
     if isinstance(value, tuple | list):
-        return type(value)(_for_rows(v, rows, batch) for v in value)
+        return type(value)(_for_rows(v, rows, batch, flat) for v in value)
     return value
 
 

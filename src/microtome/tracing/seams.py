@@ -87,10 +87,8 @@ def _added_hooks(block: BlockAnatomy, layer: int, points: dict[str, Point]) -> l
     reader = Point(point.name, point.key, point.layer, captures=point.captures)
     writer = Point(f"{point.name} (written)", point.key, point.layer, interventions=point.interventions)
     hooks.append(Hook(block.path, "in", _keep_stream(layer)))
-    if attention is not None and attention.added is not None:
-        hooks.append(
-            Hook(attention.added.path, attention.added.side, _write_mid(writer, layer, attention.scale))
-        )
+    if block.mixed is not None:
+        hooks.append(Hook(block.mixed.path, block.mixed.side, _write_mid(writer, layer, block.mixed_scale)))
     hooks.append(Hook(block.mid.path, block.mid.side, through(reader)))
     return hooks
 

@@ -200,7 +200,7 @@ def norm_gain(norm: nn.Module) -> torch.Tensor:
         probe[:, -1] = 0.0
     probe[1] *= -1.0
     with torch.no_grad():
-        up, down = norm(probe)
+        up, down = norm.forward(probe)
         bias = (up + down) / 2
         scale = probe.pow(2).mean(-1, keepdim=True).sqrt()[0]
         gain: torch.Tensor = (up - bias) * scale / torch.where(probe[0] == 0, 1.0, probe[0])

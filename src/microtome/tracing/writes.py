@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from microtome.tracing.model import Model
     from microtome.tracing.trace import Trace
 
-EAGER_SITES = ("attn.scores", "attn.pattern", "attn.sink")
+EAGER_SITES = ("attn.scores", "attn.pattern")
 """Sites whose write makes the eager attention function the block's."""
 
 _FORMED = ("attn.in.q", "attn.in.k", "attn.in.v")
@@ -23,7 +23,7 @@ _FORMED = ("attn.in.q", "attn.in.k", "attn.in.v")
 _REREAD = frozenset(
     {
         "resid_pre", "resid_mid", "resid_post", "attn.in", "attn.q", "attn.k", "attn.v", "attn.scores",
-        "attn.pattern", "attn.sink", "attn.z", "attn.result", "attn.out", "mlp.in", "mlp.pre",
+        "attn.pattern", "attn.z", "attn.result", "attn.out", "mlp.in", "mlp.pre",
         "mlp.gate", "mlp.act", "mlp.out", "embed.token", "embed.pos", "final.norm", "logits",
     }
 )  # fmt: skip
