@@ -31,8 +31,16 @@ BOOTSTRAP = "95 % cluster bootstrap, 2 000 draws"
 
 def figure(title: str, body: View | tuple[View, ...], caption: str, **facts: str) -> Figure:
     """Return a figure with the foot that all of the mock share."""
-    return Figure(title, body, caption, n=480, clusters=24, command=COMMAND,
-                  baseline=facts.get("baseline", "corrupt prompts"), interval=BOOTSTRAP)
+    return Figure(
+        title,
+        body,
+        caption,
+        n=480,
+        clusters=24,
+        command=COMMAND,
+        baseline=facts.get("baseline", "corrupt prompts"),
+        interval=BOOTSTRAP,
+    )
 
 
 def report() -> Page:
@@ -71,12 +79,17 @@ def _check() -> Section:
             ),
             Details(
                 "How the behavior is measured",
-                ("Items fall into clusters, one for each template and frame of words, and the "
-                 "clusters are split once: train to search, validation to choose the size, test to "
-                 "report.",),
+                (
+                    "Items fall into clusters, one for each template and frame of words, and the "
+                    "clusters are split once: train to search, validation to choose the size, test to "
+                    "report.",
+                ),
                 terms=(
-                    ("logit difference", "logit of the answer minus logit of the wrong answer at "
-                     "the last position, in logits"),
+                    (
+                        "logit difference",
+                        "logit of the answer minus logit of the wrong answer at "
+                        "the last position, in logits",
+                    ),
                     ("cluster", "template × lexical frame; the unit of every interval"),
                 ),
             ),
@@ -91,13 +104,19 @@ def _locate() -> Section:
         (
             "Patching the residual stream shows where the information is; attribution of heads and "
             "MLPs shows which parts move it.",
-            figure("The choice leaves the opening quote after layer 1", sample.position_map(),
-                   "Each cell restores the clean residual stream at one role and depth in the "
-                   "corrupt prompt. What comes before the quote cannot differ and is zero by "
-                   "construction."),
-            figure("One head carries most of it; one works against it", sample.head_map(),
-                   "Attribution patching of every head and MLP, averaged over items. Outlined parts "
-                   "are in the circuit; the nine strongest were confirmed by exact patching."),
+            figure(
+                "The choice leaves the opening quote after layer 1",
+                sample.position_map(),
+                "Each cell restores the clean residual stream at one role and depth in the "
+                "corrupt prompt. What comes before the quote cannot differ and is zero by "
+                "construction.",
+            ),
+            figure(
+                "One head carries most of it; one works against it",
+                sample.head_map(),
+                "Attribution patching of every head and MLP, averaged over items. Outlined parts "
+                "are in the circuit; the nine strongest were confirmed by exact patching.",
+            ),
         ),
         short="Locate",
     )
@@ -107,12 +126,19 @@ def _cut() -> Section:
     return Section(
         "Nine parts are enough",
         (
-            figure("A detector in layer 1 feeds two movers", sample.circuit(),
-                   "Edges are the summed effect of one part on the next. Notches under a head are "
-                   "its query, key and value ports, from left to right."),
-            figure("Faithfulness reaches the asked range at nine parts", sample.curve(),
-                   "Parts outside the circuit see the corrupt prompt. The gray band is what the same "
-                   "finder reaches in 20 scrambled copies of the model.", baseline="searched nulls"),
+            figure(
+                "A detector in layer 1 feeds two movers",
+                sample.circuit(),
+                "Edges are the summed effect of one part on the next. Notches under a head are "
+                "its query, key and value ports, from left to right.",
+            ),
+            figure(
+                "Faithfulness reaches the asked range at nine parts",
+                sample.curve(),
+                "Parts outside the circuit see the corrupt prompt. The gray band is what the same "
+                "finder reaches in 20 scrambled copies of the model.",
+                baseline="searched nulls",
+            ),
         ),
         short="Cut",
     )
@@ -123,8 +149,11 @@ def _prove() -> Section:
         "Five of six controls hold; natural code does not",
         (
             "Each control was fixed before the search. A failed one is printed like any other.",
-            figure("Outside the templates the circuit explains less", sample.controls(),
-                   "All values on the test split."),
+            figure(
+                "Outside the templates the circuit explains less",
+                sample.controls(),
+                "All values on the test split.",
+            ),
         ),
         short="Prove",
     )
@@ -134,10 +163,13 @@ def _reduce() -> Section:
     return Section(
         "A rule of two questions predicts the model",
         (
-            figure("The model closes what was opened, except in nested quotes", sample.rule(),
-                   "A decision tree on the behavior's own features, fitted on train, counted on "
-                   "test. It agrees with the model on 97.1 % of the items, and on the items where "
-                   "the model is wrong with a Matthews correlation of 0.64 [0.41, 0.80]."),
+            figure(
+                "The model closes what was opened, except in nested quotes",
+                sample.rule(),
+                "A decision tree on the behavior's own features, fitted on train, counted on "
+                "test. It agrees with the model on 97.1 % of the items, and on the items where "
+                "the model is wrong with a Matthews correlation of 0.64 [0.41, 0.80].",
+            ),
         ),
         short="Reduce",
     )
@@ -147,38 +179,70 @@ def _operate() -> Section:
     return Section(
         "Cut out, the model guesses, and little else changes",
         (
-            figure("The choice is gone without the circuit", sample.operation(),
-                   "One point per cluster."),
-            figure("Other code suffers less than under a random cut", sample.drift(),
-                   "Loss on 640 passages without strings.", baseline="the untouched model"),
+            figure(
+                "The choice is gone without the circuit",
+                sample.operation(),
+                "One point per cluster.",
+            ),
+            figure(
+                "Other code suffers less than under a random cut",
+                sample.drift(),
+                "Loss on 640 passages without strings.",
+                baseline="the untouched model",
+            ),
         ),
         short="Operate",
     )
 
 
 def _more() -> Section:
-    hostile = ("<script>alert(1)</script>", " \"quoted\"", " שלום", " \u202ereversed", " 👩‍🔬",
-               "\x07", " " + "verylongtoken" * 12, "\n", "", "\t", " 漢字", " é")
+    hostile = (
+        "<script>alert(1)</script>",
+        ' "quoted"',
+        " שלום",
+        " \u202ereversed",
+        " 👩‍🔬",
+        "\x07",
+        " " + "verylongtoken" * 12,
+        "\n",
+        "",
+        "\t",
+        " 漢字",
+        " é",
+    )
     values = np.linspace(-1, 1, len(hostile))
     values[4] = np.nan
     return Section(
         "Further examples",
         (
             Heading("Hostile tokens"),
-            figure("Nothing in a prompt reaches the page as markup",
-                   TokenStrip((TokenRow("clean", hostile, values),), unit="logits"),
-                   "Markup, control characters, right-to-left text, emoji and a very long token."),
+            figure(
+                "Nothing in a prompt reaches the page as markup",
+                TokenStrip((TokenRow("clean", hostile, values),), unit="logits"),
+                "Markup, control characters, right-to-left text, emoji and a very long token.",
+            ),
             Heading("Large drawings"),
-            figure("A map of 24 layers and 60 positions scrolls in its own box", sample.wide_map(),
-                   "Cells that were not computed are hatched."),
-            figure("Two hundred edges stay readable", sample.big_circuit(),
-                   "Twelve layers of twelve heads."),
+            figure(
+                "A map of 24 layers and 60 positions scrolls in its own box",
+                sample.wide_map(),
+                "Cells that were not computed are hatched.",
+            ),
+            figure(
+                "Two hundred edges stay readable",
+                sample.big_circuit(),
+                "Twelve layers of twelve heads.",
+            ),
             figure("Ten edges stay small", sample.big_circuit(edges=10), "The same, cut to ten."),
             Heading("Small ones"),
-            figure("A single cell, a constant, an amount",
-                   (HeatMap([[0.5]]), HeatMap(np.full((2, 14), 0.25), signed=False, title="share"),
-                    Distribution((Sample("constant", np.ones(12)),), 0.5, "value")),
-                   "Degenerate inputs are drawn, not refused."),
+            figure(
+                "A single cell, a constant, an amount",
+                (
+                    HeatMap([[0.5]]),
+                    HeatMap(np.full((2, 14), 0.25), signed=False, title="share"),
+                    Distribution((Sample("constant", np.ones(12)),), 0.5, "value"),
+                ),
+                "Degenerate inputs are drawn, not refused.",
+            ),
         ),
         short="More",
     )

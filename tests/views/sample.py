@@ -28,7 +28,20 @@ from microtome.views import (
 
 LAYERS, HEADS = 4, 8
 CLEAN = (
-    "def", " read", "(", "path", "):", "\n   ", " name", " =", ' "', "data", "_", "file", ".", "txt"
+    "def",
+    " read",
+    "(",
+    "path",
+    "):",
+    "\n   ",
+    " name",
+    " =",
+    ' "',
+    "data",
+    "_",
+    "file",
+    ".",
+    "txt",
 )
 CORRUPT = tuple(" '" if token == ' "' else token for token in CLEAN)
 SECOND = ("    ", "return", " self", ".", "get", "(", '"', "key", " of", " it")
@@ -47,9 +60,19 @@ def verdict() -> VerdictCard:
             "scrambled copy of the model comes close.",
         ),
         numbers=(
-            Estimate(0.934, 0.891, 0.972, "Faithfulness of the circuit", note="asked: all inside [0.8, 1.2]"),
-            Estimate(0.912, 0.858, 0.951, "Effect lost without it", "%", note="asked: at least 80 %"),
-            Estimate(0.312, 0.104, 0.486, "Best of 20 null circuits", note="must stay below the circuit"),
+            Estimate(
+                0.934,
+                0.891,
+                0.972,
+                "Faithfulness of the circuit",
+                note="asked: all inside [0.8, 1.2]",
+            ),
+            Estimate(
+                0.912, 0.858, 0.951, "Effect lost without it", "%", note="asked: at least 80 %"
+            ),
+            Estimate(
+                0.312, 0.104, 0.486, "Best of 20 null circuits", note="must stay below the circuit"
+            ),
         ),
         held_fixed=(
             "Everything the two prompts of a pair share: names, indentation, the length of the string. "
@@ -77,8 +100,13 @@ def strips() -> TokenStrips:
 
     return TokenStrips(
         (
-            pair(CLEAN, 8, "Template 7, assignment in a function", "The model closes with `\"`: 0.981."),
-            pair(SECOND, 6, "Template 11, argument of a call", "The model closes with `\"`: 0.942."),
+            pair(
+                CLEAN,
+                8,
+                "Template 7, assignment in a function",
+                'The model closes with `"`: 0.981.',
+            ),
+            pair(SECOND, 6, "Template 11, argument of a call", 'The model closes with `"`: 0.942.'),
         ),
         unit="logits",
         scale="effect of patching the token's embedding",
@@ -89,7 +117,7 @@ def position_map(*, columns: int = len(ROLES)) -> HeatMap:
     """Return a layer x position map."""
     rng = np.random.default_rng(2)
     values = rng.normal(0, 0.08, (LAYERS + 1, columns))
-    values[:2, 3 % columns] += 3.9, 
+    values[:2, 3 % columns] += (3.9,)
     values[2, 3 % columns] += 1.6
     values[2, -1] += 2.1
     values[3:, -1] += 4.0
@@ -150,7 +178,7 @@ def circuit() -> CircuitDiagram:
         Node("a3.h1", "head", 3, 1, strength=1.31, group="quote mover"),
         Node("a3.h6", "head", 3, 6, strength=-0.57, group="suppressor"),
         Node("m3", "mlp", 3, strength=0.74),
-        Node("logits", "logits", label='logit of " minus logit of \''),
+        Node("logits", "logits", label="logit of \" minus logit of '"),
     )
     edges = (
         Edge("embed", "m0", 0.9),
@@ -184,8 +212,10 @@ def big_circuit(*, edges: int = 200, layers: int = 12, heads: int = 12) -> Circu
     for layer, head in (parts[index] for index in chosen):
         nodes.append(Node(f"a{layer}.h{head}", "head", layer, head, strength=float(rng.normal())))
     nodes += [Node(f"m{k}", "mlp", k, strength=float(rng.normal())) for k in range(0, layers, 2)]
-    depth = {n.name: {"embed": -1, "logits": 99}.get(n.kind, n.layer + 0.5 * (n.kind == "mlp"))
-             for n in nodes}
+    depth = {
+        n.name: {"embed": -1, "logits": 99}.get(n.kind, n.layer + 0.5 * (n.kind == "mlp"))
+        for n in nodes
+    }
     pairs = [(a.name, b.name) for a in nodes for b in nodes if depth[a.name] < depth[b.name]]
     picks = sorted(rng.choice(len(pairs), size=min(len(pairs), edges + 312), replace=False))
     links = [Edge(*pairs[index], float(rng.normal() ** 3)) for index in picks]
@@ -216,20 +246,50 @@ def controls() -> ControlsTable:
     """Return a table of controls."""
     return ControlsTable(
         (
-            Control("Accuracy on test", "the interval above chance and above the best n-gram",
-                    Estimate(0.968, 0.941, 0.987, unit="%"), "n-gram 61.2 %", True),
-            Control("Searched nulls", "no null of equal size scores as high as the circuit",
-                    Estimate(0.312, 0.104, 0.486), "0.934, the circuit", True,
-                    note="20 twins of the model, the same finder and budget"),
-            Control("Inverted answers", "the finder must not reach the gate on wrong answers",
-                    Estimate(0.231, 0.182, 0.288, unit="%"), "gate 61.2 %", True),
-            Control("Random, matched by layer", "stands lower than the circuit",
-                    Estimate(0.071, 0.012, 0.155), "0.934, the circuit", True),
-            Control("Mean ablation", "the same grade under another ablation",
-                    Estimate(0.842, 0.771, 0.903), "[0.8, 1.2]", None,
-                    note="the interval crosses the lower end"),
-            Control("Natural code", "faithfulness inside [0.8, 1.2] outside the templates",
-                    Estimate(0.713, 0.642, 0.781), "[0.8, 1.2]", False),
+            Control(
+                "Accuracy on test",
+                "the interval above chance and above the best n-gram",
+                Estimate(0.968, 0.941, 0.987, unit="%"),
+                "n-gram 61.2 %",
+                True,
+            ),
+            Control(
+                "Searched nulls",
+                "no null of equal size scores as high as the circuit",
+                Estimate(0.312, 0.104, 0.486),
+                "0.934, the circuit",
+                True,
+                note="20 twins of the model, the same finder and budget",
+            ),
+            Control(
+                "Inverted answers",
+                "the finder must not reach the gate on wrong answers",
+                Estimate(0.231, 0.182, 0.288, unit="%"),
+                "gate 61.2 %",
+                True,
+            ),
+            Control(
+                "Random, matched by layer",
+                "stands lower than the circuit",
+                Estimate(0.071, 0.012, 0.155),
+                "0.934, the circuit",
+                True,
+            ),
+            Control(
+                "Mean ablation",
+                "the same grade under another ablation",
+                Estimate(0.842, 0.771, 0.903),
+                "[0.8, 1.2]",
+                None,
+                note="the interval crosses the lower end",
+            ),
+            Control(
+                "Natural code",
+                "faithfulness inside [0.8, 1.2] outside the templates",
+                Estimate(0.713, 0.642, 0.781),
+                "[0.8, 1.2]",
+                False,
+            ),
         )
     )
 
@@ -238,10 +298,14 @@ def rule() -> RuleTree:
     """Return a decision rule of three leaves."""
     double = RuleNode(244, '"', 0.992)
     nested = RuleNode(
-        236, "'", 0.911, "a double quote follows the single one",
-        yes=RuleNode(31, '"', 0.774), no=RuleNode(205, "'", 0.985),
+        236,
+        "'",
+        0.911,
+        "a double quote follows the single one",
+        yes=RuleNode(31, '"', 0.774),
+        no=RuleNode(205, "'", 0.985),
     )
-    root = RuleNode(480, '"', 0.573, "the string was opened by `\"`", yes=double, no=nested)
+    root = RuleNode(480, '"', 0.573, 'the string was opened by `"`', yes=double, no=nested)
     return RuleTree(root, "the model closes with")
 
 
@@ -262,8 +326,10 @@ def drift() -> Distribution:
     """Return the change of the loss on other text."""
     rng = np.random.default_rng(7)
     return Distribution(
-        (Sample("circuit cut out", rng.gamma(2.0, 0.012, 640)),
-         Sample("random parts cut out", rng.gamma(2.2, 0.021, 640))),
+        (
+            Sample("circuit cut out", rng.gamma(2.0, 0.012, 640)),
+            Sample("random parts cut out", rng.gamma(2.2, 0.021, 640)),
+        ),
         baseline=0.0,
         baseline_label="no change",
         x_label="rise of the loss on other code (nats per token)",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from microtome.views import colorbar, numbers
 from microtome.views.circuit_edges import Route, port_place, route
 from microtome.views.circuit_layout import LABEL_SIZE, Band, Placed, lay_out, natural_width
-from microtome.views.glyphs import text_width
+from microtome.views.glyphs import shorten, text_width, visible_label
 from microtome.views.markup import Markup, coordinate, join, tag
 from microtome.views.palette import Shade, shade, symmetric_limit
 from microtome.views.view import svg
@@ -38,7 +38,7 @@ class CircuitDrawing:
             view,
             left=left,
             right=left + area,
-            pitch=44.0 if view.layers > 8 else 56.0,
+            pitch=44.0 if view.layers > 8 else 60.0,
             header=20.0 + MARK * max(0, rows - 1) if self.narrow else 0.0,
             thin=2.0 if self.narrow else max(20.0, MARK * rows + 10),
         )
@@ -181,7 +181,7 @@ class CircuitDrawing:
         )
         ring = None
         if node.group:
-            kind = f"c{self.groups.index(node.group) % 8}"
+            kind = ring_class(self.groups.index(node.group))
             ring = _shape(placed, placed.radius + 3, class_=f"node-ring {kind}", fill="none")
         return tag("g", ring, mark, self._notches(placed))
 
@@ -205,11 +205,11 @@ class CircuitDrawing:
         parts, y = [], 0.0
         items = self._edge_keys() + self._group_keys()
         x = 0.0
-        for mark, text in items:
-            wide = 38 + text_width(text, 12) + 20
+        for mark, room, text in items:
+            wide = room + text_width(text, 12) + 24
             if x and x + wide > width:
                 x, y = 0.0, y + 22
-            label = tag("text", text, x=36, y=12, class_="label")
+            label = tag("text", text, x=room, y=12, class_="label")
             move = f"translate({coordinate(x)} {coordinate(y)})"
             parts.append(tag("g", mark, label, transform=move))
             x += wide
@@ -219,32 +219,47 @@ class CircuitDrawing:
             bar, _ = colorbar.color_bar(self.limit, title=f"fill: {self.view.strength_label}{unit}")
             parts.append(tag("g", bar, transform=f"translate(0 {coordinate(y + 4)})"))
             y += colorbar.HEIGHT + 12
-        for line in _wrap(self.view.remark(), width):
+        remark = self.view.remark()
+        if self.view.n_heads and not self.narrow:
+            remark += " Marks at the right: the heads of each layer by number" + (
+                ", then its MLP; " if self.view.has_mlp else "; "
+            )
+            remark += "dark ones are in the circuit."
+        for line in _wrap(remark, width):
             y += 18
             parts.append(tag("text", line, x=0, y=y - 4, class_="label"))
         return join(parts), y + 4
 
-    def _edge_keys(self) -> list[tuple[Markup, str]]:
+    def _edge_keys(self) -> list[tuple[Markup, float, str]]:
+        """Mark, room for it, and text of each key about edges."""
         if not self.view.drawn:
             return []
-        unit = f" {self.view.unit}" if self.view.unit else ""
-        solid = tag("path", d="M0 8h28", class_="edge up", stroke="#D55E00", stroke_width=3)
+        unit = f"{numbers.THIN}{self.view.unit}" if self.view.unit else ""
+        solid = tag("path", d="M0 8h28", class_="edge up", stroke="#D55E00", stroke_width=2.5)
         dashed = tag(
             "path",
             d="M0 8h28",
             class_="edge down",
             stroke="#0072B2",
-            stroke_width=3,
-            stroke_dasharray="6 5",
+            stroke_width=2.5,
+            stroke_dasharray="5.5 4.5",
         )
-        widest = f"widest: {numbers.number(self.edge_limit)}{unit}"
-        return [(solid, "raises"), (dashed, f"lowers; {widest}")]
+        widest = f"width: strength, up to {numbers.number(self.edge_limit)}{unit}"
+        return [(solid, 36, "raises"), (dashed, 36, "lowers"), (Markup(""), 0, widest)]
 
-    def _group_keys(self) -> list[tuple[Markup, str]]:
-        return [
-            (tag("circle", cx=20, cy=8, r=6, class_=f"node-ring c{index % 8}", fill="none"), name)
-            for index, name in enumerate(self.groups)
-        ]
+    def _group_keys(self) -> list[tuple[Markup, float, str]]:
+        keys = []
+        for index, name in enumerate(self.groups):
+            ring = tag(
+                "circle", cx=8, cy=8, r=6, class_=f"node-ring {ring_class(index)}", fill="none"
+            )
+            keys.append((ring, 22.0, shorten(visible_label(name), 40)))
+        return keys
+
+
+def ring_class(index: int) -> str:
+    """Return the class of a group's ring; blue, the first category, is left to negative fills."""
+    return f"c{1 + index % 7}"
 
 
 def _shape(placed: Placed, radius: float, *children: object, **look: object) -> Markup:

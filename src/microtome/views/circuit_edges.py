@@ -59,8 +59,10 @@ def route(
 def _best(
     source: Placed, target: Placed, port: str, boxes: NDArray[np.float64], left: float, right: float
 ) -> Points:
+    # A bend is dearer on a short edge, where it would be a hook.
+    dear = 1 + 90 / max(1.0, source.y - target.y)
     choices = [
-        (_cost(points, bow, boxes, left, right), index, points)
+        (_cost(points, dear * bow, boxes, left, right), index, points)
         for index, bow in enumerate(BOWS)
         for points in (_points(source, target, port, bow),)
     ]

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microtome.views.glyphs import mono_width, shorten, visible_token
+from microtome.views.glyphs import mono_width, shorten, visible_label
 
 if TYPE_CHECKING:
     from microtome.views.circuit import CircuitDiagram, Edge, Node
 
-LABEL_SIZE, LABEL_CELLS = 11, 22
+LABEL_SIZE, LABEL_CELLS, END_CELLS = 11, 22, 40
 RADIUS = {"embed": 7.0, "head": 9.0, "mlp": 9.0, "neuron": 5.0, "latent": 7.0, "logits": 7.0}
 GAP, BESIDE = 14.0, 7.0
-SWEEPS = 12
+SWEEPS, PULL = 12, 0.45
 
 Box = tuple[float, float, float, float]
 
@@ -115,17 +115,18 @@ class _Slot:
 def _slot(node: Node, room: float) -> _Slot:
     radius = RADIUS[node.kind]
     fits = int((room - 2 * radius - BESIDE - GAP) / mono_width("x", LABEL_SIZE))
-    label = shorten(visible_token(node.text), max(4, min(LABEL_CELLS, fits)))
+    most = END_CELLS if node.kind in ("embed", "logits") else LABEL_CELLS
+    label = shorten(visible_label(node.text), max(4, min(most, fits)))
     after = radius + BESIDE + mono_width(label, LABEL_SIZE)
     return _Slot(node, radius, after, label)
 
 
 def natural_width(view: CircuitDiagram, widest: float) -> float:
-    """Return the width of the node area that suits a diagram, between 260 px and ``widest``."""
+    """Return the width of the node area that suits a diagram, between 420 px and ``widest``."""
     totals: dict[tuple[int, int], float] = defaultdict(float)
     for node in view.nodes:
         totals[_row_key(view, node)] += _slot(node, widest).extent
-    return min(widest, max(260.0, 1.7 * max(totals.values(), default=0.0)))
+    return min(widest, max(420.0, 1.7 * max(totals.values(), default=0.0)))
 
 
 def _row_key(view: CircuitDiagram, node: Node) -> tuple[int, int]:
@@ -152,7 +153,7 @@ def lay_out(
     """
     rows = _rows(view, right - left)
     order = {key: _Row(slots, left, right) for key, slots in rows.items()}
-    _sweep(list(order.values()), view.drawn)
+    _sweep(list(order.values()), view.drawn, _homes(view, left, right))
     bands, heights = _bands(view, sorted(order), pitch, header, thin)
     placed = {}
     for key, row in order.items():
@@ -269,13 +270,22 @@ def place(
     ]
 
 
-def _sweep(rows: list[_Row], edges: Sequence[Edge]) -> None:
+def _homes(view: CircuitDiagram, left: float, right: float) -> dict[str, float]:
+    """Return where heads and MLPs would stand without edges: heads by number, MLPs at the right.
+
+    A head that keeps its side from one diagram to the next is found again.
+    """
+    heads = view.n_heads or 1 + max((n.index for n in view.nodes if n.kind == "head"), default=0)
+    share = {node.name: (node.index + 0.5) / heads for node in view.nodes if node.kind == "head"}
+    share |= {node.name: 0.9 for node in view.nodes if node.kind == "mlp"}
+    return {name: left + (right - left) * min(1.0, part) for name, part in share.items()}
+
+
+def _sweep(rows: list[_Row], edges: Sequence[Edge], homes: dict[str, float]) -> None:
     neighbors: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for edge in edges:
         neighbors[edge.source].append((edge.target, abs(edge.weight)))
         neighbors[edge.target].append((edge.source, abs(edge.weight)))
-    if not neighbors:
-        return
     for sweep in range(SWEEPS):
         for row in rows if sweep % 2 == 0 else rows[::-1]:
             at = {
@@ -283,19 +293,17 @@ def _sweep(rows: list[_Row], edges: Sequence[Edge]) -> None:
                 for other in rows
                 for slot, x in zip(other.slots, other.places, strict=True)
             }
-            row.arrange(
-                {slot.node.name: _pull(slot.node.name, neighbors, at) for slot in row.slots}
-            )
+            names = [slot.node.name for slot in row.slots]
+            row.arrange({n: _pull(homes.get(n, at[n]), neighbors.get(n, []), at) for n in names})
 
 
-def _pull(name: str, neighbors: dict[str, list[tuple[str, float]]], at: dict[str, float]) -> float:
-    """Half the way from where a node is to the weighted mean of its neighbors."""
-    linked = neighbors.get(name, [])
+def _pull(home: float, linked: list[tuple[str, float]], at: dict[str, float]) -> float:
+    """Return a place between a node's home and the weighted mean of its neighbors."""
     total = math.fsum(weight for _, weight in linked)
     if not total:
-        return at[name]
+        return home
     mean = math.fsum(weight * at[other] for other, weight in linked) / total
-    return 0.5 * (at[name] + mean)
+    return (1 - PULL) * home + PULL * mean
 
 
 def _bands(

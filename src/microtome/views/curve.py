@@ -141,8 +141,8 @@ class Curve(Drawing):
             raise ShapeError("a curve needs at least one series, got none")
 
     def draw(self, width: int) -> Markup:
-        """Return the plot as SVG, at most 720 px wide."""
-        return CurveDrawing(self, min(width, 720)).draw()
+        """Return the plot as SVG, at most 680 px wide."""
+        return CurveDrawing(self, min(width, 680)).draw()
 
     def table(self) -> Table:
         """Return one row per point of each series and of the null band."""

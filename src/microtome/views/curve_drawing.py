@@ -87,10 +87,8 @@ class CurveDrawing:
             f"M{coordinate(self.left)} {coordinate(at)}H{coordinate(self.x.end)}"
             for at in (top, bottom)
         )
-        text = f"{self.view.target_label}: [{numbers.number(low)}, {numbers.number(high)}]"
-        label = tag(
-            "text", text, x=self.x.end - 4, y=top + 14, text_anchor="end", class_="label halo"
-        )
+        text = f"{self.view.target_label}: [{low:g}, {high:g}]".replace("-", numbers.MINUS)
+        label = tag("text", text, x=self.left + 6, y=top + 15, class_="label halo")
         return box + tag("path", d=lines, class_="target-line") + label
 
     def _null(self) -> Markup | None:

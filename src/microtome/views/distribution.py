@@ -93,8 +93,8 @@ class Distribution(Drawing):
         return [*self.samples, *extra]
 
     def draw(self, width: int) -> Markup:
-        """Return the plot as SVG, at most 720 px wide."""
-        return _Drawing(self, min(width, 720)).draw()
+        """Return the plot as SVG, at most 680 px wide."""
+        return _Drawing(self, min(width, 680)).draw()
 
     def table(self) -> Table:
         """Return n, mean and quantiles of each sample."""
@@ -214,46 +214,64 @@ class _Drawing:
         return join(parts)
 
     def _points(self, values: NDArray[np.float64], floor: float, kind: str) -> Markup:
-        stacked = stack([self.x(float(value)) for value in values], 2 * RADIUS)
-        tallest = max(stacked)
-        step = min(2 * RADIUS, (ROW - 26) / max(1, tallest))
+        places = [self.x(float(value)) for value in values]
+        shifts = swarm(places, 2 * RADIUS + 0.5, most=(ROW - 26) / 2 - RADIUS)
+        middle = floor - (ROW - 26) / 2
         points = [
             tag(
                 "circle",
                 tag("title", numbers.number(float(value))),
-                cx=self.x(float(value)),
-                cy=floor - RADIUS - level * step,
+                cx=place,
+                cy=middle + shift,
                 r=RADIUS,
                 class_=f"point {kind}",
             )
-            for value, level in zip(values, stacked, strict=True)
+            for value, place, shift in zip(values, places, shifts, strict=True)
         ]
-        return join(points)
+        return tag("g", join(points), data_grid=len(points))
 
     def _density(self, values: NDArray[np.float64], floor: float, kind: str) -> Markup:
         grid = np.linspace(self.x.low, self.x.high, 161)
         heights = density(values, grid)
         scale = (ROW - 26) / float(heights.max())
+        seen = np.flatnonzero(heights > 0.004 * heights.max())
+        shown = range(int(seen[0]), int(seen[-1]) + 1)
         outline = "L".join(
-            f"{coordinate(self.x(float(at)))} {coordinate(floor - scale * float(height))}"
-            for at, height in zip(grid, heights, strict=True)
+            f"{coordinate(self.x(float(grid[k])))} {coordinate(floor - scale * float(heights[k]))}"
+            for k in shown
         )
-        start, end = coordinate(self.x.start), coordinate(self.x.end)
+        start, end = (coordinate(self.x(float(grid[k]))) for k in (shown[0], shown[-1]))
         path = f"M{start} {coordinate(floor)}L{outline}L{end} {coordinate(floor)}Z"
         return tag("path", d=path, class_=f"density {kind}")
 
 
-def stack(places: list[float], size: float) -> list[int]:
-    """Return a level for each ascending place; places of one level are at least ``size`` apart."""
-    ends: list[float] = []
-    levels = []
-    for place in places:
-        level = next((k for k, end in enumerate(ends) if place - end >= size), len(ends))
-        if level == len(ends):
-            ends.append(place)
-        ends[level] = place
-        levels.append(level)
-    return levels
+def swarm(places: list[float], size: float, *, most: float) -> list[float]:
+    """Return how far to move each of some ascending places sideways so that marks do not overlap.
+
+    Args:
+        places: Ascending places along the axis, in pixels.
+        size: Least distance of two centers.
+        most: Largest shift to either side; where that is not enough, marks overlap.
+    """
+    shifts: list[float] = []
+    for index, place in enumerate(places):
+        near = [(place - places[k], shifts[k]) for k in range(index) if place - places[k] < size]
+        tangents = [math.sqrt(size**2 - gap**2) for gap, _ in near]
+        choices = [0.0]
+        for (_, shift), reach in zip(near, tangents, strict=True):
+            choices += [shift + reach, shift - reach]
+        free = [
+            choice
+            for choice in choices
+            if abs(choice) <= most
+            and all((choice - s) ** 2 + gap**2 >= size**2 - 1e-6 for gap, s in near)
+        ]
+        # The sign breaks ties, so that a swarm grows to both sides in turn.
+        best = min(
+            free, key=lambda c: (round(abs(c), 6), c > 0 if index % 2 else c < 0), default=0.0
+        )
+        shifts.append(best)
+    return shifts
 
 
 def density(values: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:

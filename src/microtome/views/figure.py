@@ -72,7 +72,6 @@ class Figure(View):
             paragraphs(self.caption) if self.caption else None,
             self._foot(),
             self._command(),
-            self._behind() if table else None,
             class_="mt-side",
         )
         head = tag("p", lead, " " if lead else None, tag("strong", inline(self.title)))
@@ -81,6 +80,7 @@ class Figure(View):
             tag("div", head, class_="mt-figure-title"),
             tag("div", body, class_="mt-figure-body"),
             side,
+            self._behind() if table else None,
             class_="mt-figure",
             id=f"figure-{number}" if number else None,
         )
@@ -118,4 +118,6 @@ class Figure(View):
 def command_line(command: str) -> Markup:
     """Return a command in a monospaced box with a button that copies it."""
     button = tag("button", "copy", type="button", class_="mt-copy", hidden=True)
-    return tag("div", tag("pre", tag("code", command)), button, class_="mt-command")
+    # Words break the line, the hyphens of an option do not.
+    words = join((tag("span", word) for word in command.split(" ")), " ")
+    return tag("div", tag("pre", tag("code", words)), button, class_="mt-command")

@@ -29,6 +29,16 @@ def visible_token(text: str) -> str:
     return "".join(_visible_character(character) for character in text)
 
 
+def visible_label(text: str) -> str:
+    """Return a label of an axis or node: as a token, but blanks between words stay blanks."""
+    inner = text.strip(" ")
+    if not inner:
+        return visible_token(text)
+    start = text.index(inner)
+    words = " ".join(visible_token(word) if word else "" for word in inner.split(" "))
+    return "·" * start + words + "·" * (len(text) - start - len(inner))
+
+
 def _visible_character(character: str) -> str:
     if character in _NAMED:
         return _NAMED[character]

@@ -31,8 +31,8 @@ OKABE_ITO = (
     "#D55E00",
     "#CC79A7",
 )
-CATEGORY_ORDER = (0, 3, 7, 1, 2, 5, 6, 4)
-"""Order in which categories are given out: the two hues that carry sign come late, yellow last."""
+CATEGORY_ORDER = (5, 3, 7, 1, 2, 0, 6, 4)
+"""Order in which categories are given out: well apart on paper first, pale yellow last."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 from microtome.errors import ShapeError
 from microtome.views import numbers
 from microtome.views.colorbar import color_bar_svg
-from microtome.views.glyphs import visible_token
+from microtome.views.glyphs import mono_width, shorten, text_width, visible_token
 from microtome.views.markup import Markup, join, tag
 from microtome.views.palette import shade, symmetric_limit
+from microtome.views.prose import inline
 from microtome.views.table import Cell, Table
 from microtome.views.view import View
 
@@ -121,16 +122,18 @@ class TokenStrip(View):
         name = f"{self.scale} ({self.unit})" if self.unit else self.scale
         return tag(
             "div",
-            tag("p", self.title, class_="mt-strip-title", dir="auto") if self.title else None,
+            tag("p", inline(self.title), class_="mt-strip-title", dir="auto")
+            if self.title
+            else None,
             tag(
                 "div",
                 tag("div", labels, class_="mt-strip-labels", aria_hidden="true"),
-                tag("div", join(self._columns()), class_="mt-cols", data_rove=True),
+                tag("div", join(self._columns()), class_=self._layout_class(), data_rove=True),
                 class_="mt-strip-body",
                 role="group",
                 aria_label=self.title or "tokens",
             ),
-            tag("p", self.note, class_="mt-note", dir="auto") if self.note else None,
+            tag("p", inline(self.note), class_="mt-note", dir="auto") if self.note else None,
             tag("div", color_bar_svg(self.scale_limit, title=name), class_="mt-legend")
             if colored and self.scale
             else None,
@@ -138,35 +141,57 @@ class TokenStrip(View):
         )
 
     def _columns(self) -> list[Markup]:
-        spans = {part.start: part for part in self.spans}
-        parts, index, length = [], 0, len(self.rows[0].tokens)
-        while index < length:
-            part = spans.get(index)
-            stop = part.stop if part else index + 1
-            columns = join(self._column(column) for column in range(index, stop))
-            if part:
-                name = tag("span", part.name, class_="mt-span-name")
-                columns = tag("span", name, tag("span", columns), class_="mt-span")
-            parts.append(columns)
-            if self.break_lines and any("\n" in r.tokens[stop - 1] for r in self.rows):
+        names = self._span_names()
+        parts = []
+        for index in range(len(self.rows[0].tokens)):
+            parts.append(self._column(index, names.get(index)))
+            if self.break_lines and any("\n" in row.tokens[index] for row in self.rows):
                 parts.append(tag("span", class_="mt-break"))
-            index = stop
         return parts
 
-    def _column(self, index: int) -> Markup:
-        changed = len({row.tokens[index] for row in self.rows}) > 1
+    def _layout_class(self) -> str:
+        names = "".join(self._span_names().values())
+        if not names:
+            return "mt-cols"
+        return "mt-cols spans two" if "mt-span-name low" in names else "mt-cols spans"
+
+    def _span_names(self) -> dict[int, Markup]:
+        """The name under the first column of each span; a level lower where it would collide."""
+        widths = [
+            max(mono_width(visible_token(row.tokens[index]), 14) for row in self.rows) + 7
+            for index in range(len(self.rows[0].tokens))
+        ]
+        ends = [0.0, 0.0]
+        names = {}
+        for part in sorted(self.spans, key=lambda span: span.start):
+            start = math.fsum(widths[: part.start])
+            level = 0 if start >= ends[0] else 1
+            text = shorten(part.name, 28)
+            ends[level] = start + text_width(text, 11) + 8
+            low = " low" if level else ""
+            names[part.start] = tag("span", text, class_=f"mt-span-name{low}", aria_hidden="true")
+        return names
+
+    def _column(self, index: int, name: Markup | None) -> Markup:
+        classes = "mt-col"
+        if len({row.tokens[index] for row in self.rows}) > 1:
+            classes += " changed"
+        if any(part.start <= index < part.stop for part in self.spans):
+            classes += " spanned"
         cells = join(self._token(row, index) for row in self.rows)
-        return tag("span", cells, class_="mt-col changed" if changed else "mt-col")
+        return tag("span", cells, name, class_=classes)
 
     def _token(self, row: TokenRow, index: int) -> Markup:
-        text = visible_token(row.tokens[index])
         value = row.value(index)
-        tone = shade(math.nan if value is None else value, self.scale_limit)
-        classes = "mt-token plain" if value is None else f"mt-token {tone.css} {tone.ink}"
-        style = tone.style if value is not None else None
+        classes, style = "mt-token plain", None
+        if value is not None:
+            tone = shade(value, self.scale_limit)
+            # Below that, neither color nor sign would be worth a reader's eye.
+            seen = " seen" if tone.amount >= 6 else ""
+            classes, style = f"mt-token {tone.css} {tone.ink}{seen}", tone.style
         return tag(
             "bdi",
-            text,
+            visible_token(row.tokens[index]),
             class_=classes,
             style=style,
             tabindex="0",

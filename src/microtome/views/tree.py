@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from microtome.errors import ShapeError
 from microtome.views import numbers
-from microtome.views.glyphs import visible_token
+from microtome.views.glyphs import visible_label
 from microtome.views.markup import Markup, tag
 from microtome.views.prose import inline
 from microtome.views.table import Cell, Table
@@ -110,7 +110,7 @@ class RuleTree(View):
         outcome = tag(
             "span",
             tag("span", f"{self.classes} ", class_="mt-word"),
-            tag("code", visible_token(node.label), dir="ltr"),
+            tag("code", visible_label(node.label), dir="ltr"),
         )
         facts = f"n {numbers.count(node.n)} · {numbers.percent(node.purity)}"
         return tag(
@@ -133,7 +133,7 @@ class RuleTree(View):
 
 def _paths(node: RuleNode, path: str) -> Iterator[tuple[Cell, ...]]:
     if node.yes is None or node.no is None:
-        yield path or "always", visible_token(node.label), node.n, node.purity
+        yield path or "always", visible_label(node.label), node.n, node.purity
         return
     head = f"{path} and " if path else ""
     yield from _paths(node.yes, f"{head}{node.condition}")
