@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import sample
+import gallery_data as sample
 
 from microtome.views import (
     Details,
@@ -25,8 +25,10 @@ from microtome.views import (
     View,
 )
 
+from microtome.views.numbers import THIN, count
+
 COMMAND = "microtome dissect python-code quote-closing --seed 0"
-BOOTSTRAP = "95 % cluster bootstrap, 2 000 draws"
+BOOTSTRAP = f"95{THIN}% cluster bootstrap, {count(2000)} draws"
 
 
 def figure(title: str, body: View | tuple[View, ...], caption: str, **facts: str) -> Figure:

@@ -2,6 +2,7 @@
 
 Every view is a frozen value with ``to_html()`` (a fragment), ``to_document()`` (one
 self-contained file), ``table()`` (the numbers behind it) and, if it is drawn, ``to_svg()``.
+The signatures::
 
     Estimate(value, low, high, label, unit, note); Estimate.of(interval, label=, unit=, note=)
     TokenRow(label, tokens, values); Span(name, start, stop)

@@ -15,7 +15,7 @@ counted in a line.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -95,7 +95,8 @@ class CircuitDiagram(Drawing):
         limit: Strength of the full color; the largest magnitude if None.
 
     Raises:
-        ShapeError: Two nodes of one name, a layer outside the model, or a node of unknown kind.
+        ShapeError: Two nodes of one name, a layer or head outside the model, a node of
+            unknown kind, or an edge from a node to itself.
         UnknownNameError: An edge names a node that does not exist.
     """
 
@@ -111,29 +112,37 @@ class CircuitDiagram(Drawing):
 
     def __post_init__(self) -> None:
         """Check names, layers and kinds."""
-        names = [node.name for node in self.nodes]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counted = Counter(node.name for node in self.nodes)
+        twice = sorted(name for name, count in counted.items() if count > 1)
         if twice:
             raise ShapeError(f"two nodes share a name: {', '.join(twice)}; give each its own")
         for node in self.nodes:
-            if node.kind not in get_args(Kind):
-                raise ShapeError(
-                    f"node {node.name!r} is of kind {node.kind!r}; choose one of "
-                    f"{', '.join(get_args(Kind))}"
-                )
-            layers = self.n_layers
-            outside = node.layer < 0 or (layers is not None and node.layer >= layers)
-            if node.kind not in ("embed", "logits") and outside:
-                raise ShapeError(
-                    f"node {node.name!r} is in layer {node.layer}, but there are {layers} layers"
-                )
+            self._check_node(node)
         for edge in self.edges:
             for name in (edge.source, edge.target):
-                if name not in set(names):
+                if name not in counted:
                     raise UnknownNameError(
                         f"edge {edge.source} to {edge.target}: no node {name!r}"
-                        f"{nearest(name, names)}"
+                        f"{nearest(name, counted)}"
                     )
+            if edge.source == edge.target:
+                raise ShapeError(f"an edge leads from {edge.source} to itself; leave it out")
+
+    def _check_node(self, node: Node) -> None:
+        if node.kind not in get_args(Kind):
+            kinds = ", ".join(get_args(Kind))
+            raise ShapeError(f"node {node.name!r} is of kind {node.kind!r}; choose one of {kinds}")
+        if node.kind in ("embed", "logits"):
+            return
+        for word, number, total in (
+            ("layer", node.layer, self.n_layers),
+            ("head", node.index if node.kind == "head" else 0, self.n_heads),
+        ):
+            if number < 0 or (total is not None and number >= total):
+                raise ShapeError(
+                    f"node {node.name!r} is {word} {number}, but there are {total}; "
+                    f"number them from 0"
+                )
 
     @property
     def layers(self) -> int:

@@ -73,8 +73,9 @@ class CircuitDrawing:
             f"in {self.view.layers} layers"
         )
         parts = (
-            join(self._band(band) for band in layout.bands),
+            join(self._line(band) for band in layout.bands),
             tag("g", edges, class_="edges"),
+            join(self._band(band) for band in layout.bands),
             tag("g", nodes, data_grid=max(1, len(layout.placed))),
             labels,
             empty,
@@ -82,11 +83,15 @@ class CircuitDrawing:
         )
         return svg(max(self.right, 260), top + height, label, *parts, class_="mt-circuit")
 
+    def _line(self, band: Band) -> Markup:
+        if band.top <= 0:
+            return Markup("")
+        path = f"M0 {coordinate(band.top)}H{coordinate(self.right)}"
+        return tag("path", d=path, class_="hair")
+
     def _band(self, band: Band) -> Markup:
-        line = tag("path", d=f"M0 {coordinate(band.top)}H{coordinate(self.right)}", class_="hair")
         y = band.top + 14 if self.narrow else (band.top + band.bottom) / 2 + 4
-        first = line if band.top > 0 else Markup("")
-        return first + tag("text", band.name, x=0, y=y, class_="label") + self._marks(band)
+        return tag("text", band.name, x=0, y=y, class_="label halo") + self._marks(band)
 
     def _marks(self, band: Band) -> Markup:
         """One gray mark per head and MLP of a layer; those in the circuit are dark."""
@@ -94,46 +99,22 @@ class CircuitDrawing:
         if not heads or len(band.layers) != 1:
             return Markup("")
         layer = band.layers[0]
-        inside = {
-            (n.kind, n.index if n.kind == "head" else 0)
-            for n in self.view.nodes
-            if n.layer == layer and n.kind in ("head", "mlp")
-        }
+        own = [node for node in self.view.nodes if node.layer == layer]
+        inside = {node.index for node in own if node.kind == "head"}
         rows = math.ceil(heads / self.per_row)
-        top = band.top + 10 if self.narrow else (band.top + band.bottom) / 2 - MARK * (rows - 1) / 2
+        middle = (band.top + band.bottom) / 2
+        top = band.top + 10 if self.narrow else middle - MARK * (rows - 1) / 2
         parts = []
         for head in range(heads):
             x = self.lane + MARK * (head % self.per_row) + 3
             y = top + MARK * (head // self.per_row)
             title = tag("title", f"layer {layer}, head {head}")
-            if ("head", head) in inside:
-                parts.append(
-                    tag("circle", title, cx=x, cy=y, r=2.6, class_="within", fill="#1b1f24")
-                )
-            else:
-                parts.append(tag("circle", title, cx=x, cy=y, r=1.6, class_="dot", fill="#999"))
+            look, radius = ("within", 2.6) if head in inside else ("dot", 1.6)
+            parts.append(tag("circle", title, cx=x, cy=y, r=radius, class_=look))
         if self.view.has_mlp:
-            size = 5.0 if ("mlp", 0) in inside else 3.2
+            within = any(node.kind == "mlp" for node in own)
             x = self.lane + MARK * (self.per_row + 1) + 3
-            y = top + MARK * (rows - 1) / 2
-            look = (
-                {"class_": "within", "fill": "#1b1f24"}
-                if size == 5.0
-                else {"class_": "dot", "fill": "#999"}
-            )
-            title = tag("title", f"layer {layer}, MLP")
-            parts.append(
-                tag(
-                    "rect",
-                    title,
-                    x=x - size / 2,
-                    y=y - size / 2,
-                    width=size,
-                    height=size,
-                    rx=1,
-                    **look,
-                )
-            )
+            parts.append(_mlp_mark(layer, within, x, top + MARK * (rows - 1) / 2))
         return tag("g", join(parts), class_="marks")
 
     def _edge(self, one: Route) -> Markup:
@@ -153,7 +134,6 @@ class CircuitDrawing:
             tag("title", title),
             d=f"M{start}C{first} {second} {end}",
             class_="edge up" if up else "edge down",
-            stroke="#D55E00" if up else "#0072B2",
             fill="none",
             stroke_width=wide,
             stroke_dasharray=dash,
@@ -177,7 +157,6 @@ class CircuitDrawing:
             class_=f"node {tone.css}{falls}",
             style=tone.style,
             fill=tone.hex,
-            stroke="#1b1f24",
         )
         ring = None
         if node.group:
@@ -203,7 +182,7 @@ class CircuitDrawing:
         """The keys beneath the diagram: edges, fill, groups, and what is not drawn."""
         width = max(self.right, 260)
         parts, y = [], 0.0
-        items = self._edge_keys() + self._group_keys()
+        items = self._edge_keys() + self._group_keys() + self._width_key()
         x = 0.0
         for mark, room, text in items:
             wide = room + text_width(text, 12) + 24
@@ -234,18 +213,21 @@ class CircuitDrawing:
         """Mark, room for it, and text of each key about edges."""
         if not self.view.drawn:
             return []
-        unit = f"{numbers.THIN}{self.view.unit}" if self.view.unit else ""
-        solid = tag("path", d="M0 8h28", class_="edge up", stroke="#D55E00", stroke_width=2.5)
+        solid = tag("path", d="M0 8h28", class_="edge up", stroke_width=2.5)
         dashed = tag(
             "path",
             d="M0 8h28",
             class_="edge down",
-            stroke="#0072B2",
             stroke_width=2.5,
             stroke_dasharray="5.5 4.5",
         )
-        widest = f"width: strength, up to {numbers.number(self.edge_limit)}{unit}"
-        return [(solid, 36, "raises"), (dashed, 36, "lowers"), (Markup(""), 0, widest)]
+        return [(solid, 36, "raises"), (dashed, 36, "lowers")]
+
+    def _width_key(self) -> list[tuple[Markup, float, str]]:
+        if not self.view.drawn:
+            return []
+        unit = f" {self.view.unit}" if self.view.unit else ""
+        return [(Markup(""), 0, f"widest edge: {numbers.number(self.edge_limit)}{unit}")]
 
     def _group_keys(self) -> list[tuple[Markup, float, str]]:
         keys = []
@@ -260,6 +242,13 @@ class CircuitDrawing:
 def ring_class(index: int) -> str:
     """Return the class of a group's ring; blue, the first category, is left to negative fills."""
     return f"c{1 + index % 7}"
+
+
+def _mlp_mark(layer: int, within: bool, x: float, y: float) -> Markup:
+    title = tag("title", f"layer {layer}, MLP")
+    look, size = ("within", 5.0) if within else ("dot", 3.2)
+    box = {"x": x - size / 2, "y": y - size / 2, "width": size, "height": size}
+    return tag("rect", title, class_=look, rx=1, **box)
 
 
 def _shape(placed: Placed, radius: float, *children: object, **look: object) -> Markup:

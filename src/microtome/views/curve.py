@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from microtome.errors import ShapeError
+from microtome.errors import ConfigError, ShapeError
 from microtome.views.curve_drawing import CurveDrawing
 from microtome.views.markup import Markup
 from microtome.views.table import Cell, Table
-from microtome.views.view import Drawing
+from microtome.views.view import NARROW, Drawing
 
 
 def _floats(values: ArrayLike) -> tuple[float, ...]:
@@ -121,7 +121,8 @@ class Curve(Drawing):
 
     Raises:
         ShapeError: There is no series.
-        ConfigError: A logarithmic axis with values that are not positive.
+        ConfigError: A logarithmic axis with values that are not positive, a chosen size that is not
+            finite, or a target or range that does not ascend.
     """
 
     series: Sequence[Series]
@@ -139,6 +140,13 @@ class Curve(Drawing):
         """Check that there is something to draw."""
         if not self.series:
             raise ShapeError("a curve needs at least one series, got none")
+        if self.chosen is not None and not math.isfinite(self.chosen):
+            raise ConfigError(f"chosen is {self.chosen}; give a finite size, or None")
+        for name, pair in (("target", self.target), ("y_range", self.y_range)):
+            if pair is not None and not -math.inf < pair[0] < pair[1] < math.inf:
+                raise ConfigError(f"{name} is {pair}; give two finite values, the lower first")
+        # Laid out once now, so that an axis that cannot be drawn is refused here and not later.
+        CurveDrawing(self, NARROW)
 
     def draw(self, width: int) -> Markup:
         """Return the plot as SVG, at most 680 px wide."""
@@ -149,11 +157,16 @@ class Curve(Drawing):
         rows: list[list[Cell]] = []
         for line in self.series:
             for (x, y), (low, high) in zip(line.points, line.ends, strict=True):
-                rows.append([line.name, x, y, low, high])
+                rows.append([line.name, _size(x), y, low, high])
         if self.null is not None:
             name = f"{self.null.name} (n = {self.null.n})"
-            rows += [[name, x, None, low, high] for x, low, high in self.null.edges]
+            rows += [[name, _size(x), None, low, high] for x, low, high in self.null.edges]
         return Table(("series", self.x_label, self.y_label, "low", "high"), rows)
+
+
+def _size(value: float) -> int | float:
+    """A whole number as an exact count, anything else as it is."""
+    return int(value) if value.is_integer() else value
 
 
 def _check_lengths(name: str, **arrays: ArrayLike | None) -> None:

@@ -81,7 +81,6 @@ class CurveDrawing:
             width=self.x.end - self.left,
             height=bottom - top,
             class_="target",
-            fill="#f1f1ef",
         )
         lines = "".join(
             f"M{coordinate(self.left)} {coordinate(at)}H{coordinate(self.x.end)}"
@@ -98,7 +97,7 @@ class CurveDrawing:
         upper = [f"{coordinate(self.x(x))} {coordinate(self.y(high))}" for x, _, high in edges]
         lower = [f"{coordinate(self.x(x))} {coordinate(self.y(low))}" for x, low, _ in edges]
         path = "M" + "L".join(upper + lower[::-1]) + "Z"
-        return tag("path", tag("title", self._null_name()), d=path, class_="null", fill="#dededd")
+        return tag("path", tag("title", self._null_name()), d=path, class_="null")
 
     def _axes(self) -> Markup:
         parts = [
@@ -243,7 +242,7 @@ class CurveDrawing:
             y = self.height + 8 + row * LABEL_GAP * 1.25
             sample = f"M2 {coordinate(y)}h26"
             if kind == "gray":
-                mark = tag("rect", x=2, y=y - 5, width=26, height=10, class_="null", fill="#dededd")
+                mark = tag("rect", x=2, y=y - 5, width=26, height=10, class_="null")
             else:
                 dash = DASHES[order.get(name, 0) % len(DASHES)]
                 mark = tag("path", d=sample, class_=f"series {kind}", stroke_dasharray=dash)

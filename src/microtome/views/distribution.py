@@ -27,7 +27,7 @@ from microtome.views.view import Drawing, svg
 
 MANY = 100
 """From this many values on, a sample is drawn as a density."""
-RADIUS, ROW, NARROW_HEAD = 3.0, 72, 22
+RADII, ROW, NARROW_HEAD = (3.5, 3.0, 2.5, 2.0, 1.5), 72, 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,8 @@ class Distribution(Drawing):
         """Check that every sample has something to draw."""
         if not self.samples:
             raise ShapeError("a distribution needs at least one sample, got none")
+        if not isinstance(self.baseline, Sample) and not math.isfinite(self.baseline):
+            raise ShapeError(f"the baseline is {self.baseline}; give a finite value or a sample")
         for sample in self.rows:
             if not len(sample.finite):
                 raise ShapeError(
@@ -215,15 +217,18 @@ class _Drawing:
 
     def _points(self, values: NDArray[np.float64], floor: float, kind: str) -> Markup:
         places = [self.x(float(value)) for value in values]
-        shifts = swarm(places, 2 * RADIUS + 0.5, most=(ROW - 26) / 2 - RADIUS)
-        middle = floor - (ROW - 26) / 2
+        middle, room = floor - (ROW - 26) / 2, (ROW - 22) / 2
+        for radius in RADII:
+            shifts, fits = swarm(places, 2 * radius + 0.5, most=room - radius)
+            if fits:
+                break
         points = [
             tag(
                 "circle",
                 tag("title", numbers.number(float(value))),
                 cx=place,
                 cy=middle + shift,
-                r=RADIUS,
+                r=radius,
                 class_=f"point {kind}",
             )
             for value, place, shift in zip(values, places, shifts, strict=True)
@@ -245,15 +250,19 @@ class _Drawing:
         return tag("path", d=path, class_=f"density {kind}")
 
 
-def swarm(places: list[float], size: float, *, most: float) -> list[float]:
-    """Return how far to move each of some ascending places sideways so that marks do not overlap.
+def swarm(places: list[float], size: float, *, most: float) -> tuple[list[float], bool]:
+    """Return how far to move ascending places sideways so that marks do not overlap.
 
     Args:
         places: Ascending places along the axis, in pixels.
         size: Least distance of two centers.
         most: Largest shift to either side; where that is not enough, marks overlap.
+
+    Returns:
+        One shift per place, and whether no marks overlap.
     """
     shifts: list[float] = []
+    fits = True
     for index, place in enumerate(places):
         near = [(place - places[k], shifts[k]) for k in range(index) if place - places[k] < size]
         tangents = [math.sqrt(size**2 - gap**2) for gap, _ in near]
@@ -271,7 +280,8 @@ def swarm(places: list[float], size: float, *, most: float) -> list[float]:
             free, key=lambda c: (round(abs(c), 6), c > 0 if index % 2 else c < 0), default=0.0
         )
         shifts.append(best)
-    return shifts
+        fits = fits and bool(free)
+    return shifts, fits
 
 
 def density(values: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -89,7 +89,6 @@ class HeatMapDrawing:
             width=self.grid_width,
             height=self.grid_height,
             class_="lattice",
-            fill="#f0f0ee",
         )
         moved = tag("g", legend, transform=f"translate(0 {coordinate(below)})")
         parts = (back, grid, self._marks(), self._axes(), moved)

@@ -114,13 +114,7 @@ def _aligned(values: tuple[float, ...], digits: int = 3) -> list[str]:
 
 def percent(value: float, *, digits: int = 3) -> str:
     """Return a share of a stated whole in percent; 1.0 is ``100 %``."""
-    if not math.isfinite(value):
-        return number(value)
-    shown = 100 * value
-    text = fixed(shown, 1) if abs(shown) < 99.95 else fixed(shown, 0)
-    if abs(shown) < 10 and digits >= 3:
-        text = fixed(shown, 2) if shown else "0"
-    return f"{text}{THIN}%"
+    return f"{number(100 * value, digits=digits)}{THIN}%"
 
 
 def seconds(value: float) -> str:

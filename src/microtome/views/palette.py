@@ -199,7 +199,10 @@ def visible(color: str, theme: Theme, *, ratio: float = 3.0) -> str:
 def category_color(index: int, theme: Theme) -> str:
     """Return the color of the category with this number in a theme; numbers repeat after eight."""
     base = OKABE_ITO[CATEGORY_ORDER[index % len(OKABE_ITO)]]
-    return theme.ink if base == "#000000" else visible(base, theme)
+    if base == "#000000":
+        return theme.ink
+    # Light marks on dark paper look thinner than dark ones on light paper: they get more contrast.
+    return visible(base, theme, ratio=3.0 if theme == LIGHT else 4.5)
 
 
 def variables(theme: Theme) -> dict[str, str]:

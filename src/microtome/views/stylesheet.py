@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 
@@ -40,9 +41,20 @@ def theme_css(root: str = ".mt") -> str:
     )
 
 
+@cache
 def drawing_style() -> Markup:
-    """Return the ``<style>`` element that makes one SVG file stand alone."""
-    return Markup(f"<style>{theme_css('svg.mt-svg')}{asset('drawing.css')}</style>")
+    """Return the ``<style>`` element that makes one SVG file stand alone.
+
+    Before every color that is a custom property stands the same color of the light theme in plain
+    form, for SVG readers that know no custom properties.
+    """
+    light = variables(LIGHT)
+    rules = re.sub(
+        r"([a-z-]+):var\((--mt-[a-z0-9-]+)\)",
+        lambda match: f"{match[1]}:{light[match[2]]};{match[0]}" if match[2] in light else match[0],
+        asset("drawing.css"),
+    )
+    return Markup(f"<style>{theme_css('svg.mt-svg')}{rules}</style>")
 
 
 @cache

@@ -153,23 +153,30 @@ class TokenStrip(View):
         names = "".join(self._span_names().values())
         if not names:
             return "mt-cols"
-        return "mt-cols spans two" if "mt-span-name low" in names else "mt-cols spans"
+        return "mt-cols spans two" if "low" in names else "mt-cols spans"
 
     def _span_names(self) -> dict[int, Markup]:
-        """The name under the first column of each span; a level lower where it would collide."""
-        widths = [
-            max(mono_width(visible_token(row.tokens[index]), 14) for row in self.rows) + 7
-            for index in range(len(self.rows[0].tokens))
-        ]
-        ends = [0.0, 0.0]
-        names = {}
-        for part in sorted(self.spans, key=lambda span: span.start):
-            start = math.fsum(widths[: part.start])
-            level = 0 if start >= ends[0] else 1
+        """Column to the name that stands under it.
+
+        A name starts with its span; where it would run into the next span it ends with its own, and
+        where that collides too it stands a level lower.
+        """
+        starts = [0.0]
+        for tokens in zip(*(row.tokens for row in self.rows), strict=True):
+            starts.append(starts[-1] + max(mono_width(visible_token(t), 14) for t in tokens) + 7)
+        ordered = sorted(self.spans, key=lambda span: span.start)
+        end, names = 0.0, {}
+        for number, part in enumerate(ordered, start=1):
+            limit = starts[ordered[number].start] if number < len(ordered) else math.inf
             text = shorten(part.name, 28)
-            ends[level] = start + text_width(text, 11) + 8
-            low = " low" if level else ""
-            names[part.start] = tag("span", text, class_=f"mt-span-name{low}", aria_hidden="true")
+            wide = text_width(text, 11) + 8
+            column, level = part.start, ""
+            if starts[part.start] + wide > limit:
+                fits = starts[part.stop] - wide >= end
+                column, level = (part.stop - 1, " back") if fits else (part.start, " low")
+            if level != " low":
+                end = starts[part.stop] if level else starts[part.start] + wide
+            names[column] = tag("span", text, class_=f"mt-span-name{level}", aria_hidden="true")
         return names
 
     def _column(self, index: int, name: Markup | None) -> Markup:
@@ -177,7 +184,8 @@ class TokenStrip(View):
         if len({row.tokens[index] for row in self.rows}) > 1:
             classes += " changed"
         if any(part.start <= index < part.stop for part in self.spans):
-            classes += " spanned"
+            last = any(part.stop == index + 1 for part in self.spans)
+            classes += " spanned last" if last else " spanned"
         cells = join(self._token(row, index) for row in self.rows)
         return tag("span", cells, name, class_=classes)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from microtome.errors import ShapeError
 from microtome.views import numbers
 from microtome.views.glyphs import visible_label
-from microtome.views.markup import Markup, tag
+from microtome.views.markup import Markup, join, tag
 from microtome.views.prose import inline
 from microtome.views.table import Cell, Table
 from microtome.views.view import View
@@ -70,7 +70,7 @@ class RuleNode:
 
 @dataclass(frozen=True, eq=False)
 class RuleTree(View):
-    """A decision tree as nested text.
+    """A decision tree as indented text.
 
     Attributes:
         root: The root.
@@ -80,50 +80,26 @@ class RuleTree(View):
     root: RuleNode
     classes: str = "predicts"
 
+    tabular = True
+
     def picture(self) -> Markup:
-        """Return the tree as nested lists."""
-        return tag("ul", self._branches(self.root), class_="mt-tree")
-
-    def _branches(self, node: RuleNode) -> Markup:
-        if node.yes is None or node.no is None:
-            return tag("li", self._leaf("always", "", node))
-        return self._branch("if", node.condition, node.yes) + self._branch("otherwise", "", node.no)
-
-    def _branch(self, word: str, condition: str, node: RuleNode) -> Markup:
-        if node.yes is None:
-            return tag("li", self._leaf(word, condition, node))
-        head = self._line(word, condition, numbers.count(node.n))
-        return tag("li", head, tag("ul", self._branches(node)))
-
-    def _line(self, word: str, condition: str, n: str) -> Markup:
-        asked = tag("span", inline(condition)) if condition else None
-        return tag(
-            "span",
-            tag("span", tag("span", word, class_="mt-word"), " " if condition else None, asked),
-            tag("span", f"n {n}", class_="mt-facts"),
-            class_="mt-rule",
+        """Return the tree as indented lines: condition, class, n, purity."""
+        names = ("Rule", self.classes, "n", "purity")
+        head = join(
+            tag("th", name, scope="col", class_="num" if name == "n" else None) for name in names
         )
-
-    def _leaf(self, word: str, condition: str, node: RuleNode) -> Markup:
-        asked = tag("span", inline(condition)) if condition else None
-        share = tag("i", style=f"width:{100 * min(1.0, max(0.0, node.purity)):.1f}%")
-        outcome = tag(
-            "span",
-            tag("span", f"{self.classes} ", class_="mt-word"),
-            tag("code", visible_label(node.label), dir="ltr"),
+        if self.root.condition:
+            lines = join(_lines(self.root, 0))
+        else:
+            lines = _line("always", "", self.root, 0)
+        content = tag(
+            "table",
+            tag("thead", tag("tr", head)),
+            tag("tbody", lines),
+            class_="mt-table mt-tree",
         )
-        facts = f"n {numbers.count(node.n)} · {numbers.percent(node.purity)}"
         return tag(
-            "span",
-            tag("span", tag("span", word, class_="mt-word"), " " if condition else None, asked),
-            outcome,
-            tag(
-                "span",
-                tag("span", share, class_="mt-share", aria_hidden="true"),
-                f" {facts}",
-                class_="mt-facts",
-            ),
-            class_="mt-rule",
+            "div", content, class_="mt-scroll", tabindex="0", role="group", aria_label="rule"
         )
 
     def table(self) -> Table:
@@ -138,3 +114,31 @@ def _paths(node: RuleNode, path: str) -> Iterator[tuple[Cell, ...]]:
     head = f"{path} and " if path else ""
     yield from _paths(node.yes, f"{head}{node.condition}")
     yield from _paths(node.no, f"{head}not ({node.condition})")
+
+
+def _lines(node: RuleNode, depth: int) -> Iterator[Markup]:
+    for word, asked, branch in (("if", node.condition, node.yes), ("otherwise", "", node.no)):
+        if branch is not None:
+            yield _line(word, asked, branch, depth)
+            yield from _lines(branch, depth + 1)
+
+
+def _line(word: str, asked: str, node: RuleNode, depth: int) -> Markup:
+    condition = (" ", inline(asked)) if asked else ()
+    step = tag(
+        "span",
+        tag("span", word, class_="mt-word"),
+        *condition,
+        class_="mt-step",
+        style=f"padding-left:{24 * depth}px",
+    )
+    share = tag("i", style=f"width:{100 * min(1.0, max(0.0, node.purity)):.1f}%")
+    bar = tag("span", share, class_="mt-share", aria_hidden="true")
+    leaf = not node.condition
+    return tag(
+        "tr",
+        tag("td", step),
+        tag("td", tag("bdi", visible_label(node.label)) if leaf else None, class_="mt-class"),
+        tag("td", numbers.count(node.n), class_="num"),
+        tag("td", *((bar, numbers.percent(node.purity)) if leaf else ()), class_="num left"),
+    )
