@@ -1,6 +1,6 @@
 """Write a page with every view on made-up data: ``python tests/views/gallery.py gallery.html``.
 
-The page is a mock of the dissection report, in its order, followed by further examples of each view.
+The page is a mock of the dissection report, in its order, with further examples after it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import gallery_data as sample
+import numpy as np
 
 from microtome.views import (
     Details,
@@ -24,7 +24,6 @@ from microtome.views import (
     TokenStrip,
     View,
 )
-
 from microtome.views.numbers import THIN, count
 
 COMMAND = "microtome dissect python-code quote-closing --seed 0"
@@ -50,8 +49,8 @@ def report() -> Page:
     return Page(
         title="Nine parts close the quote",
         kicker="microtome dissect · sample with made-up numbers",
-        dek="How a small Python-code model knows whether a string that was opened by `\"` or by `'` "
-        "must be closed by the one or the other, and how far that explanation holds.",
+        dek='How a small Python-code model knows whether a string that was opened by `"` or by '
+        "`'` must be closed by the one or the other, and how far that explanation holds.",
         verdict=sample.verdict(),
         sections=(_check(), _locate(), _cut(), _prove(), _reduce(), _operate(), _more()),
         provenance=(
@@ -69,8 +68,8 @@ def _check() -> Section:
     return Section(
         "The model closes strings with the right quote",
         (
-            "The behavior is a choice between two tokens. In the clean prompt a string was opened by "
-            "one kind of quote, in the corrupt prompt by the other; everything else is equal. The "
+            "The behavior is a choice between two tokens. In the clean prompt a string was opened "
+            "by one kind of quote, in the corrupt prompt by the other; everything else is equal. The "
             "score is the logit of the right quote minus the logit of the wrong one.",
             figure(
                 "The opening quote decides, and the first token after it argues against",
@@ -83,8 +82,8 @@ def _check() -> Section:
                 "How the behavior is measured",
                 (
                     "Items fall into clusters, one for each template and frame of words, and the "
-                    "clusters are split once: train to search, validation to choose the size, test to "
-                    "report.",
+                    "clusters are split once: train to search, validation to choose the size, test "
+                    "to report.",
                 ),
                 terms=(
                     (

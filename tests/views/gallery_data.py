@@ -54,8 +54,8 @@ def verdict() -> VerdictCard:
         grade="Sufficient and necessary",
         state="filled",
         sentences=(
-            "Nine of the model's 36 heads and MLPs close a string with the quote that opened it, on "
-            "twelve templates they were not searched on.",
+            "Nine of the model's 36 heads and MLPs close a string with the quote that opened it, "
+            "on twelve templates they were not searched on.",
             "Without them the model falls back to guessing; no circuit found the same way in a "
             "scrambled copy of the model comes close.",
         ),
@@ -75,8 +75,8 @@ def verdict() -> VerdictCard:
             ),
         ),
         held_fixed=(
-            "Everything the two prompts of a pair share: names, indentation, the length of the string. "
-            "The contrast explains the choice of the quote, not that a string ends here.",
+            "Everything the two prompts of a pair share: names, indentation, the length of the "
+            "string. The contrast explains the choice of the quote, not that a string ends here.",
             "Resample ablation: parts outside the circuit see the corrupt prompt.",
         ),
         overturned_by=(

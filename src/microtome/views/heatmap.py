@@ -22,7 +22,7 @@ from microtome.errors import ShapeError
 from microtome.views.glyphs import visible_label
 from microtome.views.heatmap_drawing import HeatMapDrawing
 from microtome.views.markup import Markup
-from microtome.views.palette import Shade, amount_shade, shade, symmetric_limit
+from microtome.views.palette import symmetric_limit
 from microtome.views.table import Cell, Table
 from microtome.views.view import WIDE, Drawing
 
@@ -106,10 +106,6 @@ class HeatMap(Drawing):
         row_labels = self.row_labels if self.row_labels is not None else map(str, range(rows))
         col_labels = self.col_labels if self.col_labels is not None else map(str, range(columns))
         return [visible_label(t) for t in row_labels], [visible_label(t) for t in col_labels]
-
-    def tone(self, value: float) -> Shade:
-        """Return the color of a value."""
-        return (shade if self.signed else amount_shade)(value, self.scale_limit)
 
     def draw(self, width: int) -> Markup:
         """Return the map as SVG; cells are square, 14 px or more, so it can be wider than asked."""

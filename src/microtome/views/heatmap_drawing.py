@@ -10,6 +10,7 @@ import numpy as np
 from microtome.views import colorbar, numbers
 from microtome.views.glyphs import mono_width, shorten, text_width
 from microtome.views.markup import Markup, coordinate, join, tag
+from microtome.views.palette import Shade, amount_shade, shade
 from microtome.views.view import svg
 
 if TYPE_CHECKING:
@@ -33,16 +34,20 @@ class HeatMapDrawing:
         """
         self.view = view
         self.titled = titled
-        self.rows, self.columns = view.matrix.shape
-        rows, columns = view.labels()
-        self.row_labels = [shorten(text, LABEL_CELLS) for text in rows]
-        self.col_labels = [shorten(text, LABEL_CELLS) for text in columns]
+        # Read once: every one of them walks over all values.
+        self.matrix, self.limit, self.names = view.matrix, view.scale_limit, view.labels()
+        self.rows, self.columns = self.matrix.shape
+        self.zero = np.zeros_like(self.matrix, dtype=bool)
+        if view.zero is not None:
+            self.zero = np.asarray(view.zero, dtype=bool)
+        self.row_labels = [shorten(text, LABEL_CELLS) for text in self.names[0]]
+        self.col_labels = [shorten(text, LABEL_CELLS) for text in self.names[1]]
         self.left = 16 + max(mono_width(text, LABEL) for text in self.row_labels)
         self.numbered = self.rows <= 12 and self.columns <= 12
         room = math.floor((width - self.left - 2) / self.columns)
         self.cell = max(SMALLEST, min(LARGEST, room))
         if self.numbered:
-            widest = max(mono_width(self._text(value), INSIDE) for value in view.matrix.flat)
+            widest = max(mono_width(self._text(value), INSIDE) for value in self.matrix.flat)
             self.cell = max(NUMBERED, math.ceil(widest) + 6)
         self.turn = self._turn()
         self.top = 24
@@ -51,7 +56,7 @@ class HeatMapDrawing:
 
     def _text(self, value: float) -> str:
         """Return the number inside a cell: the same decimals in all, as the largest value needs."""
-        limit = self.view.scale_limit
+        limit = self.limit
         if limit >= 1e5 or limit < 1e-2:
             return numbers.number(float(value))
         return numbers.fixed(float(value), min(numbers.decimals_for(limit), 3))
@@ -106,8 +111,8 @@ class HeatMapDrawing:
         ]
 
     def _cell(self, row: int, column: int) -> Markup:
-        value = float(self.view.matrix[row, column])
-        tone = self.view.tone(value)
+        value = float(self.matrix[row, column])
+        tone = self._tone(value)
         x, y = self.corner(row, column)
         title = tag("title", self._readout(row, column)) if self.titled else None
         size = self.cell - 1
@@ -122,7 +127,7 @@ class HeatMapDrawing:
             width=size,
             height=size,
         )
-        if not self.numbered or math.isnan(value) or self._is_zero(row, column):
+        if not self.numbered or math.isnan(value) or self.zero[row, column]:
             return box
         middle = self.cell / 2 - 0.5
         return box + tag(
@@ -135,17 +140,17 @@ class HeatMapDrawing:
         )
 
     def _readout(self, row: int, column: int) -> str:
-        view, value = self.view, float(self.view.matrix[row, column])
-        rows, columns = view.labels()
+        view, value = self.view, float(self.matrix[row, column])
+        rows, columns = self.names
         shown = "not computed" if math.isnan(value) else numbers.number(value)
-        if self._is_zero(row, column):
+        if self.zero[row, column]:
             shown = "0 by construction"
         elif not math.isnan(value) and view.unit:
             shown += numbers.THIN + view.unit
         return f"{view.row_axis} {rows[row]} · {view.col_axis} {columns[column]} · {shown}"
 
-    def _is_zero(self, row: int, column: int) -> bool:
-        return self.view.zero is not None and bool(np.asarray(self.view.zero)[row, column])
+    def _tone(self, value: float) -> Shade:
+        return (shade if self.view.signed else amount_shade)(value, self.limit)
 
     def _marks(self) -> Markup:
         hatch: list[str] = []
@@ -155,15 +160,15 @@ class HeatMapDrawing:
         for row in range(self.rows):
             for column in range(self.columns):
                 x, y = self.corner(row, column)
-                value, middle = float(self.view.matrix[row, column]), self.cell / 2 - 0.5
-                if self._is_zero(row, column):
+                value, middle = float(self.matrix[row, column]), self.cell / 2 - 0.5
+                if self.zero[row, column]:
                     dots.append(tag("circle", cx=x + middle, cy=y + middle, r=1.5, class_="dot"))
                 elif math.isnan(value):
                     hatch.append(hatching(x, y, self.cell - 1))
                 elif value < 0 and self.view.signed and not self.numbered:
                     # Printed in gray the two ends look alike: a dash marks what is below zero.
                     dash = f"M{coordinate(x + middle - 3)} {coordinate(y + middle)}h6"
-                    (dark if self.view.tone(value).amount < 50 else light).append(dash)
+                    (dark if self._tone(value).amount < 50 else light).append(dash)
         outlines = [self._outline(row, column) for row, column in self.view.highlight]
         return join(
             [
@@ -204,12 +209,12 @@ class HeatMapDrawing:
     def _legend(self, width: float) -> tuple[Markup, float, float]:
         view = self.view
         title = f"{view.title} ({view.unit})" if view.unit else view.title
-        bar, used = colorbar.color_bar(view.scale_limit, signed=view.signed, title=title)
+        bar, used = colorbar.color_bar(self.limit, signed=view.signed, title=title)
         keys: list[tuple[Markup, str]] = []
-        if bool(np.isnan(view.matrix).any()):
+        if bool(np.isnan(self.matrix).any()):
             frame = tag("rect", x=0, y=0, width=13, height=13, class_="frame", fill="none")
             keys.append((frame + tag("path", d=hatching(0, 0, 13), class_="hatch"), "not computed"))
-        if view.zero is not None and bool(np.any(np.asarray(view.zero))):
+        if bool(self.zero.any()):
             frame = tag("rect", x=0, y=0, width=13, height=13, class_="frame", fill="none")
             dot = tag("circle", cx=6.5, cy=6.5, r=1.5, class_="dot")
             keys.append((frame + dot, "zero by construction"))
