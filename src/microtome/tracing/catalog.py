@@ -1,0 +1,222 @@
+"""Which sites a model has, which can be written, and why others are absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from microtome.errors import ModelSupportError, SiteAbsentError, SiteError, nearest
+from microtome.models.anatomy import Anatomy, BlockAnatomy
+from microtome.tracing.sites import BLOCK_SITES, MODEL_SITES, Site
+
+READ_ONLY = frozenset(
+    {
+        "attn.norm.scale",
+        "attn.post_norm.scale",
+        "mlp.norm.scale",
+        "mlp.post_norm.scale",
+        "final.norm.scale",
+    }
+)
+"""Sites that are computed beside the model and cannot be written."""
+
+WRITE_ONLY = frozenset({"attn.in.q", "attn.in.k", "attn.in.v"})
+"""The ports of a circuit's edges: written, not captured."""
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """One site of a model.
+
+    Attributes:
+        name: Full name, ``blocks.3.attn.z``.
+        axes: Names of the axes of its value.
+        readable: Whether it can be captured.
+        writable: Whether interventions can change it.
+        reason: Why it is absent or only one of the two; empty otherwise.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    readable: bool
+    writable: bool
+    reason: str = ""
+
+    @property
+    def present(self) -> bool:
+        """Whether the site can be used at all."""
+        return self.readable or self.writable
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """The sites of one model.
+
+    Attributes:
+        anatomy: Its anatomy, None where it is not a transformer.
+        module: The model, for ``module:`` sites.
+    """
+
+    anatomy: Anatomy | None
+    module: nn.Module
+
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """Return every site of the vocabulary, block by block, present or absent."""
+        if self.anatomy is None:
+            return ()
+        before = [self.info(n) for n in ("embed.token", "embed.pos")]
+        inner = [
+            self.info(name, layer) for layer in range(self.anatomy.n_layers) for name in BLOCK_SITES
+        ]
+        after = [self.info(n) for n in ("final.norm", "final.norm.scale", "logits")]
+        return (*before, *inner, *after)
+
+    def info(self, name: str, layer: int | None = None) -> SiteInfo:
+        """Return what is known of one site."""
+        anatomy = self._anatomy(name)
+        if layer is None:
+            reason = model_reason(anatomy, name)
+            full, axes = name, MODEL_SITES[name]
+        else:
+            reason = block_reason(anatomy.blocks[layer], name)
+            full, axes = f"blocks.{layer}.{name}", BLOCK_SITES[name]
+        if reason:
+            return SiteInfo(full, axes, False, False, reason)
+        if name in READ_ONLY:
+            return SiteInfo(full, axes, True, False, "computed from the norm's input; read only")
+        if name in WRITE_ONLY:
+            return SiteInfo(full, axes, False, True, "a port: write only")
+        return SiteInfo(full, axes, True, True)
+
+    def resolve(self, site: Site, *, write: bool = False) -> list[tuple[str, int | None]]:
+        """Return name and layer of every place that a site means.
+
+        Args:
+            site: A site; without a layer it means every block that has it.
+            write: Whether it is going to be written rather than read.
+
+        Raises:
+            SiteAbsentError: If the model does not have it; the message says why.
+            SiteError: If a ``module:`` path does not exist.
+        """
+        if site.name.startswith("module:"):
+            self._check_path(site)
+            return [(site.name, None)]
+        if not site.in_block:
+            self._require(self.info(site.name), write)
+            return [(site.name, None)]
+        layers = site.layers(self._anatomy(site.name).n_layers)
+        infos = [self.info(site.name, layer) for layer in layers]
+        if site.layer is None and any(i.readable or (write and i.writable) for i in infos):
+            infos = [i for i in infos if (i.writable if write else i.readable)] or infos
+        for info in infos:
+            self._require(info, write)
+        return [(i.name, int(i.name.split(".")[1])) for i in infos]
+
+    def _anatomy(self, name: str) -> Anatomy:
+        if self.anatomy is None:
+            raise SiteAbsentError(
+                f"{name!r}: {type(self.module).__name__} is not opened as a transformer, so it has only "
+                "module:PATH:in and module:PATH:out sites."
+            )
+        return self.anatomy
+
+    def _require(self, info: SiteInfo, write: bool) -> None:
+        if info.writable if write else info.readable:
+            return
+        what = "written" if write else "read"
+        near = "" if info.reason else nearest(info.name, [s.name for s in self.sites() if s.present])
+        raise SiteAbsentError(f"{info.name} cannot be {what}: {info.reason}{near}.")
+
+    def _check_path(self, site: Site) -> None:
+        path = site.name.split(":")[1]
+        try:
+            self.module.get_submodule(path)
+        except AttributeError:
+            known = [name for name, _ in self.module.named_modules() if name]
+            raise SiteError(f"No module {path!r} in {type(self.module).__name__}{nearest(path, known)}.") from None
+
+
+def model_reason(anatomy: Anatomy, name: str) -> str:
+    """Return why a site outside the blocks is absent, or an empty text."""
+    if name in anatomy.reasons:
+        return anatomy.reasons[name]
+    if name == "embed.pos" and anatomy.embed_pos is None:
+        return "the model has no learned position embedding"
+    if name == "embed.token" and anatomy.embed_token is None:
+        return "the token embedding was not found"
+    if name.startswith("final.norm") and anatomy.final_norm is None:
+        return "no norm reads the last residual stream"
+    return ""
+
+
+def block_reason(block: BlockAnatomy, name: str) -> str:
+    """Return why a site of a block is absent, or an empty text."""
+    reasons = block.reasons
+    if "*" in reasons:
+        return reasons["*"]
+    if name in reasons:
+        return reasons[name]
+    if name == "resid_mid":
+        return "" if block.mid is not None else "there is no stream between attention and MLP"
+    if name.endswith(".scale"):
+        kind = name.removesuffix(".scale")
+        return "" if kind in block.norms else "the block has no norm there"
+    if name.startswith("attn."):
+        return _attention_reason(block, name)
+    if name.startswith("mlp."):
+        return _mlp_reason(block, name)
+    return ""
+
+
+def _attention_reason(block: BlockAnatomy, name: str) -> str:
+    attention = block.attention
+    if attention is None:
+        return block.reasons.get("attn", "this block has no attention")
+    if name == "attn.out":
+        return "" if attention.added is not None else "what attention adds is no module's output"
+    if name in ("attn.in.q", "attn.in.k", "attn.in.v"):
+        found = name[-1] in attention.projections
+        return "" if found else "the columns of this head's projection were not found"
+    if name == "attn.z":
+        found = attention.dispatches or attention.out_proj is not None
+        return "" if found else "the output projection was not found"
+    if name == "attn.result":
+        if attention.heads_add_up:
+            return ""
+        return "the heads' writes are normed or gated before they are added, so they do not add up"
+    if name in ("attn.q", "attn.k", "attn.v") and not attention.dispatches:
+        return "the family computes attention inside its module, without transformers' registry"
+    if name == "attn.sink":
+        return "" if attention.sink else "the attention has no sink"
+    if name in ("attn.scores", "attn.pattern"):
+        return "" if attention.softmax else block.reasons.get("softmax", "no softmax was seen")
+    return ""
+
+
+def _mlp_reason(block: BlockAnatomy, name: str) -> str:
+    mlp = block.mlp
+    if mlp is None:
+        return block.reasons.get("mlp", "this block has no MLP")
+    missing = {
+        "mlp.in": (mlp.input is None, "several projections of the block read it separately"),
+        "mlp.pre": (mlp.up is None, "no projection to its neurons was found"),
+        "mlp.gate": (mlp.gate is None, "the MLP is not gated"),
+        "mlp.act": (mlp.down is None, "no projection from its neurons was found"),
+        "mlp.out": (mlp.added is None, "what the MLP adds is no module's output"),
+        "mlp.router": (mlp.router is None, "the MLP has no router"),
+    }
+    absent, why = missing[name]
+    return why if absent else ""
+
+
+def require_anatomy(anatomy: Anatomy | None, what: str) -> Anatomy:
+    """Return the anatomy, or refuse with what needs it.
+
+    Raises:
+        ModelSupportError: If the model was not opened as a transformer.
+    """
+    if anatomy is None:
+        raise ModelSupportError(f"{what} needs a transformer; this module has only module: sites.")
+    return anatomy

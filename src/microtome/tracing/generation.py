@@ -1,0 +1,224 @@
+"""Generation under interventions: the same text with and without a cache.
+
+Positions are absolute. An intervention without positions acts on every position, those of new tokens
+included; negative positions count from the prompt's end. Without a cache every step computes the
+whole sequence again and the intervention acts on the same absolute positions again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from microtome.core.seeds import torch_generator
+from microtome.errors import ConfigError
+from microtome.models.discovery import logits_of
+from microtome.tracing.forward import accepts
+from microtome.tracing.instrument import Instrument
+from microtome.tracing.interventions import Intervention
+from microtome.tracing.padding import position_ids
+from microtome.tracing.scope import Prompted, scoped
+from microtome.tracing.sites import Span
+
+if TYPE_CHECKING:
+    from microtome.tracing.model import Model
+    from microtome.tracing.prompts import Batch, Prompts
+
+Steps = str | range
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What a model continued prompts with.
+
+    Attributes:
+        tokens: New token ids of each row, up to and including the end-of-sequence token.
+        texts: Their texts (empty without a tokenizer).
+        prompts: Token ids of the prompts.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+
+def generate(
+    model: Model,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    interventions: tuple[Intervention, ...],
+    steps: Steps,
+    use_cache: bool,
+    temperature: float,
+    seed: int,
+) -> Generation:
+    """Continue prompts token by token; see :meth:`microtome.tracing.model.Model.generate`.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+        PromptError: If prompt and new tokens exceed the model's context.
+    """
+    _check(max_new_tokens, temperature)
+    batch = model.batch(prompts, left=True)
+    _check_context(model, batch, max_new_tokens)
+    placed = tuple(i for one in interventions for i in at_steps(one, steps, batch.lengths))
+    instrument = Instrument(model.module, model.catalog, interventions=placed)
+    width = batch.tokens.shape[1]
+    prompted = Prompted(tuple(width - n for n in batch.lengths), batch.lengths)
+    loop = _Loop(model, batch, use_cache and accepts(model.module, "past_key_values"))
+    generator = torch_generator(seed, "generate")
+    with torch.no_grad(), scoped(model.module, instrument, prompted):
+        for _ in range(max_new_tokens):
+            if loop.step(temperature, generator):
+                break
+    return loop.result()
+
+
+class _Loop:
+    """The state of a generation: the sequence so far, the cache and which rows have ended."""
+
+    def __init__(self, model: Model, batch: Batch, cached: bool) -> None:
+        self._model = model
+        self._batch = batch
+        self._cached = cached
+        self._cache: Any = None
+        self._sequence = batch.tokens
+        self._mask = batch.mask.long()
+        self._done = torch.zeros(len(batch.lengths), dtype=torch.bool, device=batch.tokens.device)
+        self._ends = _end_tokens(model)
+
+    def step(self, temperature: float, generator: torch.Generator) -> bool:
+        """Add one token to every row; return whether all rows have ended."""
+        arguments = self._arguments()
+        feed = self._sequence[:, -1:] if self._cache is not None else self._sequence
+        output = self._model.module(feed, **arguments)
+        if self._cached:
+            self._cache = output.past_key_values
+        new = _choose(logits_of(output)[:, -1], temperature, generator)
+        self._sequence = torch.cat([self._sequence, new.unsqueeze(1)], dim=1)
+        self._mask = torch.cat([self._mask, torch.ones_like(new).unsqueeze(1)], dim=1)
+        for end in self._ends:
+            self._done |= new == end
+        return bool(self._done.all())
+
+    def _arguments(self) -> dict[str, Any]:
+        module = self._model.module
+        arguments: dict[str, Any] = {}
+        if accepts(module, "attention_mask") and (self._batch.padded or self._cache is not None):
+            arguments["attention_mask"] = self._mask
+        if accepts(module, "use_cache"):
+            arguments["use_cache"] = self._cached
+        if self._cache is not None:
+            arguments["past_key_values"] = self._cache
+        if self._batch.padded:
+            ids = position_ids(self._model, self._mask)
+            if ids is not None:
+                arguments["position_ids"] = ids[:, -1:] if self._cache is not None else ids
+        return arguments
+
+    def result(self) -> Generation:
+        """Return the new tokens of each row, cut behind the first end-of-sequence token."""
+        start = self._batch.tokens.shape[1]
+        rows = []
+        for row in self._sequence[:, start:].tolist():
+            stop = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
+            rows.append(tuple(row[:stop]))
+        prompts = tuple(
+            tuple(int(t) for t in row[start - length :].tolist())
+            for row, length in zip(self._batch.tokens, self._batch.lengths, strict=True)
+        )
+        has_text = self._model.tokenizer is not None
+        texts = tuple(continuation(self._model, p, r) if has_text else "" for p, r in zip(prompts, rows, strict=True))
+        return Generation(tuple(rows), texts, prompts)
+
+
+def continuation(model: Model, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """Return the text that new tokens add to a prompt (a leading space is kept)."""
+    before = model.decode(prompt)
+    whole = model.decode([*prompt, *new])
+    return whole[len(before) :] if whole.startswith(before) else model.decode(new)
+
+
+def at_steps(
+    intervention: Intervention, steps: Steps, lengths: tuple[int, ...]
+) -> list[Intervention]:
+    """Return an intervention limited to the positions that chosen steps read.
+
+    Step 0 reads the prompt; step ``i`` reads the position of the ``i``-th new token.
+
+    Raises:
+        ConfigError: If ``steps`` is unknown, or combined with a selector of positions.
+    """
+    if steps == "all":
+        return [intervention]
+    site = intervention.site
+    if site.pos is not None or site.table is not None:
+        raise ConfigError(
+            f"{intervention} selects positions already; steps={steps!r} would select them a second time."
+        )
+    placed = []
+    for length in sorted(set(lengths)):
+        rows = tuple(r for r, n in enumerate(lengths) if n == length and r in (intervention.rows or range(len(lengths))))
+        if rows:
+            placed.append(replace(intervention, site=replace(site, pos=_read_at(steps, length)), rows=rows, **_origin(intervention, rows)))
+    return placed
+
+
+def _origin(intervention: Intervention, rows: tuple[int, ...]) -> dict[str, Any]:
+    """Keep each row's source row when only some of the rows are taken."""
+    if intervention.source_rows is None:
+        return {}
+    all_rows = intervention.rows or tuple(range(len(intervention.source_rows)))
+    paired = dict(zip(all_rows, intervention.source_rows, strict=True))
+    return {"source_rows": tuple(paired[r] for r in rows)}
+
+
+def _read_at(steps: Steps, length: int) -> Any:
+    if steps == "prompt":
+        return Span(0, length)
+    if steps == "new":
+        return Span(length, None)
+    if not isinstance(steps, range) or steps.step != 1 or steps.start < 0:
+        raise ConfigError(f"steps={steps!r} is not 'all', 'prompt', 'new' or a range such as range(0, 3).")
+    first = 0 if steps.start == 0 else length + steps.start - 1
+    return Span(first, length + steps.stop - 1)
+
+
+def _choose(
+    logits: torch.Tensor, temperature: float, generator: torch.Generator
+) -> torch.Tensor:
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    weights = torch.softmax(logits.float() / temperature, dim=-1).cpu()
+    return torch.multinomial(weights, 1, generator=generator).squeeze(1).to(logits.device)
+
+
+def _end_tokens(model: Model) -> frozenset[int]:
+    config = getattr(model.module, "generation_config", None) or getattr(model.module, "config", None)
+    end = getattr(config, "eos_token_id", None)
+    if end is None:
+        return frozenset()
+    return frozenset(int(e) for e in (end if isinstance(end, list | tuple) else [end]))
+
+
+def _check(max_new_tokens: int, temperature: float) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens}; expected at least 1.")
+    if not temperature >= 0.0:
+        raise ConfigError(f"temperature={temperature}; expected 0 (greedy) or more.")
+
+
+def _check_context(model: Model, batch: Batch, new: int) -> None:
+    from microtome.errors import PromptError
+
+    context = None if model.anatomy is None else model.anatomy.context
+    longest = max(batch.lengths)
+    if context is not None and longest + new - 1 > context:
+        raise PromptError(
+            f"The prompt has {longest} tokens and {new} new ones are asked for, but the model's context "
+            f"is {context}. Ask for at most {max(context - longest + 1, 0)}."
+        )

@@ -1,0 +1,345 @@
+"""The Model: the user's module, its tokenizer and its anatomy, opened for reading and changing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from microtome.errors import ConfigError
+from microtome.models.anatomy import Anatomy
+from microtome.models.fingerprint import fingerprint
+from microtome.tracing import prompts as batches
+from microtome.tracing.call import Call
+from microtome.tracing.catalog import Catalog, SiteInfo
+from microtome.tracing.forward import forward_arguments, is_text_batch, kept_logits, plain_batch
+from microtome.tracing.instrument import Instrument, sites_of
+from microtome.tracing.interventions import Intervention
+from microtome.tracing.positions import of_batch
+from microtome.tracing.prompts import Batch, Prompts
+from microtome.tracing.sites import Site
+from microtome.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from microtome.tracing.generation import Generation
+    from microtome.tracing.gradients import Gradients
+    from microtome.tracing.replay import BaseRun
+    from microtome.tracing.verification import Verification
+    from microtome.tracing.weights import Weights
+
+Capture = str | Site | Sequence[str | Site]
+Logits = Literal["all", "last"] | None
+
+
+class Model:
+    """A network under study: the user's own module, its tokenizer and its anatomy.
+
+    The module is not copied or changed; hooks are put on for a call and taken off after it. It has to
+    be in evaluation mode.
+
+    Attributes:
+        module: The user's module.
+        tokenizer: Its tokenizer, or None.
+        anatomy: Where its parts are, or None where it is not a transformer.
+        name: Folder, hub id or class it was opened from.
+        bos: Whether texts get a beginning-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        tokenizer: Any = None,
+        anatomy: Anatomy | None = None,
+        name: str = "",
+        bos: bool = False,
+    ) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.anatomy = anatomy
+        self.name = name or type(module).__name__
+        self.bos = bos
+        self.catalog = Catalog(anatomy, module)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter, where inputs go."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating-point parameter."""
+        found = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(found, torch.float32)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, shapes and values of the weights."""
+        return fingerprint(self.module)
+
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """Return every site of the vocabulary with whether it can be read and written, or why not."""
+        return self.catalog.sites()
+
+    def tokenize(self, text: str, *, bos: bool | None = None) -> tuple[int, ...]:
+        """Return the token ids of a text under the model's BOS rule.
+
+        Raises:
+            TokenizerError: If the model has no tokenizer.
+        """
+        return batches.tokenize(self.tokenizer, text, bos=self.bos if bos is None else bos)
+
+    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """Return the text of token ids."""
+        batches.require_tokenizer(self.tokenizer)
+        return str(self.tokenizer.decode([int(i) for i in ids]))
+
+    def tokens(self, ids: Sequence[int] | torch.Tensor) -> list[str]:
+        """Return one text for each token, for display."""
+        if self.tokenizer is None:
+            return [str(int(i)) for i in ids]
+        return batches.token_texts(self.tokenizer, [int(i) for i in ids])
+
+    def batch(self, prompts: Prompts, *, left: bool = False) -> Batch:
+        """Return prompts as one padded batch of token ids on the model's device.
+
+        Raises:
+            PromptError: If a prompt is empty, too long or malformed.
+        """
+        return batches.batch_of(
+            prompts,
+            tokenizer=self.tokenizer,
+            bos=self.bos,
+            vocab=self._vocab,
+            context=None if self.anatomy is None else self.anatomy.context,
+            device=self.device,
+            left=left,
+        )
+
+    def trace(
+        self,
+        prompts: Prompts,
+        *,
+        capture: Capture = (),
+        interventions: Iterable[Intervention] = (),
+        logits: Logits = "all",
+        to: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        grad: bool = False,
+    ) -> Trace:
+        """Run the model once and keep what was asked.
+
+        Args:
+            prompts: Texts, token ids or a tensor ``[batch, pos]``; for other modules their input
+                tensor. Prompts of different length are padded on the right.
+            capture: Sites to keep; ``"resid_post"`` means that of every block.
+            interventions: Changes, in order; captures see the values after them.
+            logits: ``"all"``, ``"last"`` (of each row) or None.
+            to: Device for captured values; theirs by default.
+            dtype: Type for captured values; theirs by default.
+            grad: Keep the graph, so that captured values can be differentiated.
+
+        Returns:
+            The trace.
+
+        Raises:
+            PromptError: If a prompt is empty, too long or malformed.
+            SiteError: If a site does not exist or cannot be read or written.
+
+        Example:
+            >>> import microtome as mt
+            >>> from microtome.models.families import build
+            >>> model = mt.load(build("gpt2"))
+            >>> trace = model.trace([[1, 2, 3]], capture="blocks.0.attn.z[head=1]")
+            >>> trace["blocks.0.attn.z[head=1]"].shape[:3]
+            torch.Size([1, 3, 1])
+        """
+        self._require_eval()
+        instrument = Instrument(
+            self.module,
+            self.catalog,
+            captures=sites_of(capture),
+            interventions=interventions,
+            grad=grad,
+        )
+        batch = self.batch(prompts) if is_text_batch(self.module, self.anatomy) else plain_batch(prompts, self.device)
+        call = Call(
+            of_batch(batch.lengths, batch.tokens.shape[1] if batch.tokens.ndim > 1 else 1),
+            to=None if to is None else torch.device(to),
+            dtype=dtype,
+            grad=grad,
+        )
+        arguments = forward_arguments(self.module, self.anatomy, batch, logits)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(instrument.active(call))
+            output = self.module(batch.tokens, **arguments)
+        instrument.check(call)
+        return Trace(
+            batch.tokens,
+            torch.tensor(batch.lengths),
+            kept_logits(output, batch, logits),
+            call.captured,
+            {"model": self.name, "bos": self.bos, "interventions": [str(i) for i in interventions]},
+        )
+
+    @contextlib.contextmanager
+    def under(self, interventions: Iterable[Intervention]) -> Iterator[None]:
+        """Apply interventions to every call of the module inside the scope.
+
+        Any code that calls the module sees them, ``generate`` included. Positions are absolute, also
+        with a cache.
+
+        Args:
+            interventions: Changes, in order.
+        """
+        from microtome.tracing.scope import scoped
+
+        self._require_eval()
+        instrument = Instrument(self.module, self.catalog, interventions=interventions)
+        with scoped(self.module, instrument):
+            yield
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 20,
+        interventions: Iterable[Intervention] = (),
+        steps: Literal["all", "prompt", "new"] | range = "all",
+        use_cache: bool = True,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Generation:
+        """Continue prompts token by token, under interventions.
+
+        Args:
+            prompts: Texts or token ids.
+            max_new_tokens: How many tokens to add at most.
+            interventions: Changes, in order.
+            steps: Where they act: everywhere, on the prompt's positions, on the new ones, or on the
+                positions read in chosen steps (step 0 reads the prompt).
+            use_cache: Keep keys and values; the text is the same without.
+            temperature: 0 for greedy, else sampling.
+            seed: For sampling.
+
+        Returns:
+            Token ids and texts of the new tokens.
+        """
+        from microtome.tracing.generation import generate
+
+        return generate(
+            self,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            interventions=tuple(interventions),
+            steps=steps,
+            use_cache=use_cache,
+            temperature=temperature,
+            seed=seed,
+        )
+
+    def gradients(
+        self,
+        metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        sites: Capture,
+        prompts: Prompts,
+        *,
+        interventions: Iterable[Intervention] = (),
+    ) -> Gradients:
+        """Return the gradient of a metric at sites; no weight gradients are made.
+
+        Args:
+            metric: ``(logits [batch, pos, vocab], lengths [batch]) -> [batch]``; it is summed.
+            sites: Where.
+            prompts: Texts or token ids.
+            interventions: Changes, in order.
+        """
+        from microtome.tracing.gradients import gradients
+
+        return gradients(self, metric, sites, prompts, interventions=tuple(interventions))
+
+    def verify(self) -> Verification:
+        """Check every site and identity numerically; ``print`` it or use ``to_frame()``.
+
+        Raises:
+            ModelSupportError: If the model is not a transformer.
+        """
+        from microtome.tracing.verification import verify
+
+        return verify(self)
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """Views of the weights by head and neuron, for analysis."""
+        from microtome.tracing.weights import Weights
+
+        return Weights(self.module, self.anatomy)
+
+    def twin(self, seed: int) -> contextlib.AbstractContextManager[Model]:
+        """Permute every weight tensor in place by a seed; the weights come back exactly on leaving.
+
+        The twin has the same statistics and no mechanism.
+        """
+        from microtome.tracing.twin import twin
+
+        return twin(self, seed)
+
+    def record(self, prompts: Prompts) -> BaseRun:
+        """Run the model once and keep what a restart at any block needs."""
+        from microtome.tracing.replay import record
+
+        return record(self, prompts)
+
+    def replay(
+        self,
+        base: BaseRun,
+        start: int,
+        stream: torch.Tensor,
+        *,
+        rows: torch.Tensor,
+        interventions: Iterable[Intervention] = (),
+    ) -> torch.Tensor:
+        """Run the model's own blocks from block ``start`` on; see :mod:`microtome.tracing.replay`.
+
+        Returns:
+            The residual stream after the last block ``[n, pos, d_model]``.
+        """
+        from microtome.tracing.replay import replay
+
+        return replay(self, base, start, stream, rows=rows, interventions=interventions)
+
+    def tail(self, stream: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``[n, k, vocab]`` at positions ``[n, k]`` of a last residual stream.
+
+        Raises:
+            ModelSupportError: If the logits cannot be computed from it alone in this model.
+        """
+        from microtome.tracing.replay import tail
+
+        return tail(self, stream, positions)
+
+    @property
+    def _vocab(self) -> int | None:
+        if self.anatomy is None or self.anatomy.embed_token is None:
+            return None
+        table = self.module.get_submodule(self.anatomy.embed_token)
+        return int(table.num_embeddings) if isinstance(table, nn.Embedding) else None
+
+    def _require_eval(self) -> None:
+        if self.module.training:
+            raise ConfigError(
+                f"{self.name} is in training mode, where dropout changes every pass. Call module.eval() first."
+            )
+
+    def __repr__(self) -> str:
+        if self.anatomy is None:
+            return f"Model({self.name!r}, {type(self.module).__name__}, module sites only)"
+        a = self.anatomy
+        return f"Model({self.name!r}, {a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model})"
+
+

@@ -1,0 +1,46 @@
+"""The divisor of a normalization: what a value is divided by before the weight is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from microtome.tracing.call import Call, Point
+from microtome.tracing.layouts import Plain
+
+
+def centers(norm: nn.Module) -> bool:
+    """Return whether a norm subtracts the mean (LayerNorm) or not (RMSNorm)."""
+    if isinstance(norm, nn.LayerNorm):
+        return True
+    name = type(norm).__name__.lower()
+    return "layernorm" in name and "rms" not in name and getattr(norm, "bias", None) is not None
+
+
+def epsilon(norm: nn.Module) -> float:
+    """Return the small number a norm adds to the variance."""
+    for name in ("eps", "variance_epsilon", "epsilon", "layer_norm_eps"):
+        value = getattr(norm, name, None)
+        if isinstance(value, float):
+            return value
+    return 0.0
+
+
+def divisor(norm: nn.Module, value: torch.Tensor) -> torch.Tensor:
+    """Return the divisor ``[batch, pos, 1]`` of a norm for its input, in float32."""
+    x = value.float()
+    if centers(norm):
+        x = x - x.mean(-1, keepdim=True)
+    return (x.pow(2).mean(-1, keepdim=True) + epsilon(norm)).sqrt()
+
+
+def norm_scale(point: Point, norm: nn.Module) -> Callable[[Call, torch.Tensor], torch.Tensor]:
+    """Return a hook body that captures a norm's divisor and leaves its input alone."""
+
+    def run(call: Call, raw: torch.Tensor) -> torch.Tensor:
+        call.through(point, divisor(norm, raw), Plain())
+        return raw
+
+    return run

@@ -1,0 +1,68 @@
+"""``microtome.load``: open a model and find its anatomy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from microtome.errors import ModelSupportError
+from microtome.models.discovery import discover
+from microtome.models.loading import open_module
+from microtome.tracing.model import Model
+
+
+def load(
+    source: str | Path | nn.Module,
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    bos: bool | None = None,
+) -> Model:
+    """Open a model: find its parts by one probe and make its sites available.
+
+    Args:
+        source: A folder with ``config.json`` and safetensors, a hub id, the name of a specimen, or
+            any ``nn.Module`` (used as it is and put into evaluation mode).
+        tokenizer: A tokenizer, its folder or hub id; by default the one in the folder.
+        device: Where the model goes; it stays where it is by default.
+        dtype: Type of the weights: float32 by default for folders, unchanged for modules.
+        bos: Whether texts get a beginning-of-sequence token; by default whether the tokenizer
+            adds one.
+
+    Returns:
+        The model. A module that is not a transformer has only ``module:`` sites.
+
+    Raises:
+        ModelError: If the model cannot be opened; the message says why.
+        TokenizerError: If the tokenizer cannot be read.
+
+    Example:
+        >>> import microtome as mt
+        >>> from microtome.models.families import build
+        >>> mt.load(build("llama")).anatomy.causal
+        True
+    """
+    opened = open_module(source, tokenizer=tokenizer, device=device, dtype=dtype)
+    try:
+        anatomy = discover(opened.module)
+    except ModelSupportError:
+        if not isinstance(source, nn.Module):
+            raise
+        anatomy = None
+    chosen = adds_bos(opened.tokenizer) if bos is None else bos
+    return Model(
+        opened.module, tokenizer=opened.tokenizer, anatomy=anatomy, name=opened.name, bos=chosen
+    )
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Return whether a tokenizer puts its beginning-of-sequence token in front by itself."""
+    start = getattr(tokenizer, "bos_token_id", None)
+    if tokenizer is None or start is None:
+        return False
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == start

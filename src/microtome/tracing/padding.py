@@ -1,0 +1,65 @@
+"""Position ids for left-padded batches: the model's own or mask-derived ones, whichever is right."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from microtome.models.compare import relative_error
+from microtome.models.discovery import logits_of, plain_call, probe_tokens
+from microtome.tracing.forward import accepts
+
+if TYPE_CHECKING:
+    from microtome.tracing.model import Model
+
+Policy = Literal["own", "mask", "none"]
+
+
+def mask_positions(mask: torch.Tensor) -> torch.Tensor:
+    """Return position ids from a mask: cumulative sum minus one, floored at zero."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def padding_error(model: Model, policy: Policy) -> float:
+    """Return the relative error of the last logits of a left-padded row against the unpadded row.
+
+    Args:
+        model: The model.
+        policy: ``"own"`` lets the model number positions itself, ``"mask"`` passes mask-derived ids.
+    """
+    module, anatomy = model.module, model.anatomy
+    context = None if anatomy is None else anatomy.context
+    vocab = anatomy.vocab if anatomy is not None else 2
+    tokens = probe_tokens(vocab, context, model.device)[:, :-2]
+    short = tokens[:1, : tokens.shape[1] - 3]
+    padded = torch.zeros_like(tokens)
+    padded[0, 3:] = short[0]
+    padded[1] = tokens[1]
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    extra = {"position_ids": mask_positions(mask)} if policy == "mask" else {}
+    with torch.no_grad():
+        whole = logits_of(module(padded, attention_mask=mask, **extra, **plain_call(module)))
+        alone = logits_of(module(short, **plain_call(module)))
+    return relative_error(whole[0, -1], alone[0, -1])
+
+
+@functools.lru_cache(maxsize=64)
+def policy_of(model: Model) -> Policy:
+    """Return how a left-padded batch gets its positions in this model, found by trying.
+
+    The model's own numbering is kept where it is right; else mask-derived ids are passed.
+    """
+    if not accepts(model.module, "attention_mask"):
+        return "none"
+    if not accepts(model.module, "position_ids"):
+        return "own"
+    own, derived = padding_error(model, "own"), padding_error(model, "mask")
+    return "own" if own <= 10 * derived or own < 1e-5 else "mask"
+
+
+def position_ids(model: Model, mask: torch.Tensor) -> torch.Tensor | None:
+    """Return the position ids to pass with a left-padding mask, or None for the model's own."""
+    return mask_positions(mask) if policy_of(model) == "mask" else None

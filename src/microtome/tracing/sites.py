@@ -1,0 +1,396 @@
+"""Sites: named places in the forward pass, as values with a text form.
+
+    blocks.3.attn.z[head=5][pos=-1]      blocks.{2,5}.mlp.out      blocks.*.resid_post
+    resid_post                           embed.token               module:net.2:out
+
+A site without ``blocks.`` that belongs to a block means every block.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from microtome.errors import SelectorError, SiteError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from microtome.tracing.interventions import Intervention
+    from microtome.tracing.trace import Trace
+
+BLOCK_SITES: dict[str, tuple[str, ...]] = {
+    "resid_pre": ("batch", "pos", "d_model"),
+    "resid_mid": ("batch", "pos", "d_model"),
+    "resid_post": ("batch", "pos", "d_model"),
+    "attn.in": ("batch", "pos", "d_model"),
+    "attn.in.q": ("batch", "pos", "head", "d_model"),
+    "attn.in.k": ("batch", "pos", "kv_head", "d_model"),
+    "attn.in.v": ("batch", "pos", "kv_head", "d_model"),
+    "attn.q": ("batch", "pos", "head", "d_head"),
+    "attn.k": ("batch", "pos", "kv_head", "d_head"),
+    "attn.v": ("batch", "pos", "kv_head", "d_head"),
+    "attn.scores": ("batch", "head", "query", "key"),
+    "attn.pattern": ("batch", "head", "query", "key"),
+    "attn.sink": ("batch", "head", "query", "key"),
+    "attn.z": ("batch", "pos", "head", "d_head"),
+    "attn.result": ("batch", "pos", "head", "d_model"),
+    "attn.out": ("batch", "pos", "d_model"),
+    "mlp.in": ("batch", "pos", "d_model"),
+    "mlp.pre": ("batch", "pos", "neuron"),
+    "mlp.gate": ("batch", "pos", "neuron"),
+    "mlp.act": ("batch", "pos", "neuron"),
+    "mlp.out": ("batch", "pos", "d_model"),
+    "mlp.router": ("batch", "pos", "expert"),
+    "attn.norm.scale": ("batch", "pos", "1"),
+    "attn.post_norm.scale": ("batch", "pos", "1"),
+    "mlp.norm.scale": ("batch", "pos", "1"),
+    "mlp.post_norm.scale": ("batch", "pos", "1"),
+}
+"""Axes of every site inside a block."""
+
+MODEL_SITES: dict[str, tuple[str, ...]] = {
+    "embed.token": ("batch", "pos", "d_model"),
+    "embed.pos": ("batch", "pos", "d_model"),
+    "final.norm": ("batch", "pos", "d_model"),
+    "final.norm.scale": ("batch", "pos", "1"),
+    "logits": ("batch", "pos", "vocab"),
+}
+"""Axes of every site outside the blocks."""
+
+_SELECTORS = ("head", "neuron", "expert", "pos")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of indices, as in ``[pos=4:9]``; ``None`` means the open end."""
+
+    start: int | None
+    stop: int | None
+
+    def __str__(self) -> str:
+        return f"{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}"
+
+    def resolve(self, size: int) -> tuple[int, ...]:
+        """Return the indices this range covers among ``size``."""
+        return tuple(range(size)[slice(self.start, self.stop)])
+
+
+Index = tuple[int, ...] | Span
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named place in the forward pass, with selectors.
+
+    Attributes:
+        name: Name within a block (``"attn.z"``), of the model (``"embed.token"``) or
+            ``"module:PATH:in"`` / ``"module:PATH:out"``.
+        layer: Selected blocks, None for all of them (or outside the blocks).
+        head: Selected heads.
+        neuron: Selected neurons.
+        expert: Selected experts.
+        pos: Selected positions, absolute; negative ones count from each row's own end.
+        table: Positions for each row of a batch (-1 for none), instead of ``pos``.
+    """
+
+    name: str
+    layer: Index | None = None
+    head: Index | None = None
+    neuron: Index | None = None
+    expert: Index | None = None
+    pos: Index | None = None
+    table: tuple[tuple[int, ...], ...] | None = None
+
+    def __str__(self) -> str:
+        text = self.name
+        if self.name in BLOCK_SITES:
+            text = f"blocks.{_layer_text(self.layer)}.{self.name}"
+        for key in _SELECTORS:
+            index = getattr(self, key)
+            if index is not None:
+                text += f"[{key}={_index_text(index)}]"
+        return text
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of the value, empty for ``module:`` sites."""
+        return BLOCK_SITES.get(self.name) or MODEL_SITES.get(self.name) or ()
+
+    @property
+    def in_block(self) -> bool:
+        """Whether the site belongs to a block."""
+        return self.name in BLOCK_SITES
+
+    def layers(self, n_layers: int) -> tuple[int, ...]:
+        """Return the blocks this site means in a model of ``n_layers`` blocks.
+
+        Raises:
+            SelectorError: If a layer is out of range.
+        """
+        if self.layer is None:
+            return tuple(range(n_layers))
+        return resolve_index(self.layer, n_layers, f"layer of {self}")
+
+    def whole(self) -> Site:
+        """Return the site without head, neuron, expert and position selectors."""
+        return Site(self.name, self.layer)
+
+    def at_positions(self, table: torch.Tensor | Sequence[Sequence[int]]) -> Site:
+        """Return the site at positions given for each row of the batch.
+
+        Args:
+            table: ``[batch, k]`` absolute positions; -1 entries mean none.
+        """
+        rows = tuple(tuple(int(p) for p in row) for row in table)
+        return replace(self, pos=None, table=rows)
+
+    def patch(
+        self,
+        source: Trace | torch.Tensor,
+        *,
+        rows: Iterable[int] | None = None,
+        source_rows: Iterable[int] | None = None,
+    ) -> Intervention:
+        """Replace the value by that of another trace, or by a tensor of the site's shape.
+
+        Args:
+            source: A trace that captured this site, or a tensor shaped like the whole site.
+            rows: Rows of the batch to change; all by default.
+            source_rows: Row of the source for each changed row; the same row by default.
+        """
+        return _interventions().patch(self, source, rows=rows, source_rows=source_rows)
+
+    def zero(self, *, rows: Iterable[int] | None = None) -> Intervention:
+        """Set the value to zero."""
+        return _interventions().elementwise(self, "zero", None, rows=rows)
+
+    def mean(
+        self,
+        over: Trace | torch.Tensor,
+        *,
+        by_position: bool = False,
+        rows: Iterable[int] | None = None,
+    ) -> Intervention:
+        """Set the value to a mean, over the real positions of a trace or given as a tensor.
+
+        Args:
+            over: A trace that captured this site, or the mean itself.
+            by_position: Average each position over the rows only.
+            rows: Rows of the batch to change; all by default.
+        """
+        return _interventions().mean(self, over, by_position=by_position, rows=rows)
+
+    def resample(
+        self, source: Trace, *, seed: int = 0, rows: Iterable[int] | None = None
+    ) -> Intervention:
+        """Replace the value by that of randomly drawn other rows of a trace."""
+        return _interventions().resample(self, source, seed=seed, rows=rows)
+
+    def add(self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None) -> Intervention:
+        """Add a value that broadcasts to the selected part of the site."""
+        return _interventions().elementwise(self, "add", value, rows=rows)
+
+    def scale(self, factor: torch.Tensor | float, *, rows: Iterable[int] | None = None) -> Intervention:
+        """Multiply by a factor that broadcasts to the selected part of the site."""
+        return _interventions().elementwise(self, "scale", factor, rows=rows)
+
+    def project_out(self, direction: torch.Tensor, *, rows: Iterable[int] | None = None) -> Intervention:
+        """Remove the component along a direction of the last axis."""
+        return _interventions().elementwise(self, "project_out", direction, rows=rows)
+
+    def set(self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None) -> Intervention:
+        """Set the value to one that broadcasts to the selected part of the site."""
+        return _interventions().elementwise(self, "set", value, rows=rows)
+
+    def apply(
+        self,
+        function: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        rows: Iterable[int] | None = None,
+    ) -> Intervention:
+        """Pass the selected value through a Python function that keeps its shape."""
+        return _interventions().elementwise(self, "apply", function, rows=rows)
+
+
+def _interventions() -> ModuleType:
+    """Return the module that builds interventions; it needs torch and imports this one."""
+    return importlib.import_module("microtome.tracing.interventions")
+
+
+def at(
+    name: str | Site,
+    *,
+    layer: int | Sequence[int] | slice | None = None,
+    head: int | Sequence[int] | slice | None = None,
+    neuron: int | Sequence[int] | slice | None = None,
+    expert: int | Sequence[int] | slice | None = None,
+    pos: int | Sequence[int] | slice | None = None,
+) -> Site:
+    """Return a site by its name, its text form, or its name in TransformerLens.
+
+    Args:
+        name: ``"attn.z"``, ``"blocks.3.attn.z[head=5]"``, ``"blocks.3.attn.hook_z"``, ...
+        layer: Blocks, where the name does not say.
+        head: Heads; for k and v these are key/value heads.
+        neuron: Neurons of an MLP.
+        expert: Experts of a router.
+        pos: Absolute positions; negative ones count from each row's own end.
+
+    Returns:
+        The site. ``str(site)`` gives the text form back.
+
+    Raises:
+        SiteError: If the name is unknown.
+        SelectorError: If a selector is malformed or given twice.
+
+    Example:
+        >>> import microtome as mt
+        >>> str(mt.at("attn.z", layer=9, head=[6, 9], pos=-1))
+        'blocks.9.attn.z[head=6,9][pos=-1]'
+    """
+    site = name if isinstance(name, Site) else parse(name)
+    given = {"layer": layer, "head": head, "neuron": neuron, "expert": expert, "pos": pos}
+    for key, value in given.items():
+        if value is None:
+            continue
+        if getattr(site, key) is not None:
+            raise SelectorError(f"{key} is given twice for {site}: in the text and as {key}={value!r}.")
+        if key == "layer" and not site.in_block:
+            raise SelectorError(f"{site} lies outside the blocks and takes no layer (got {value!r}).")
+        site = replace(site, **{key: as_index(value, key)})  # type: ignore[arg-type]
+    _check_selectors(site)
+    return site
+
+
+def parse(text: str) -> Site:
+    """Return the site that a text form means.
+
+    Raises:
+        SiteError: If the name is unknown.
+        SelectorError: If a selector is malformed.
+    """
+    from microtome.tracing.aliases import translate
+
+    if not isinstance(text, str) or not text.strip():
+        raise SiteError(f"A site is a text such as 'blocks.3.attn.z'; got {text!r}.")
+    bare, selectors = _split_selectors(text.strip())
+    bare = translate(bare)
+    layer: Index | None = None
+    match = re.fullmatch(r"blocks\.([^.]+)\.(.+)", bare)
+    if match is not None:
+        layer, bare = _parse_layer(match.group(1), text), match.group(2)
+        if bare not in BLOCK_SITES:
+            raise SiteError(f"No site {text!r}{nearest(bare, BLOCK_SITES)}.")
+    elif bare.startswith("module:"):
+        if not re.fullmatch(r"module:[^:]*:(in|out)", bare):
+            raise SiteError(f"{text!r} is not of the form module:PATH:in or module:PATH:out.")
+    elif bare not in BLOCK_SITES and bare not in MODEL_SITES:
+        raise SiteError(f"No site {text!r}{nearest(bare, [*BLOCK_SITES, *MODEL_SITES])}.")
+    site = Site(bare, layer, **selectors)
+    _check_selectors(site)
+    return site
+
+
+def resolve_index(index: Index, size: int, what: str) -> tuple[int, ...]:
+    """Return the indices that an index selects among ``size``, negative ones counted from the end.
+
+    Raises:
+        SelectorError: If one is out of range or nothing is selected.
+    """
+    found = index.resolve(size) if isinstance(index, Span) else index
+    wrong = [i for i in found if not -size <= i < size]
+    if wrong:
+        raise SelectorError(f"{what}: {wrong[0]} is out of range; there are {size} (0 to {size - 1}).")
+    if not found:
+        raise SelectorError(f"{what}: {_index_text(index)} selects nothing among {size}.")
+    return tuple(i % size for i in found)
+
+
+def as_index(value: int | Sequence[int] | slice | Index, what: str) -> Index:
+    """Return an index value for an integer, a sequence of integers or a slice.
+
+    Raises:
+        SelectorError: If it is none of these, empty, or a slice with a step.
+    """
+    if isinstance(value, Span):
+        return value
+    if isinstance(value, bool):
+        raise SelectorError(f"{what}={value!r} is not an index.")
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, slice):
+        if value.step not in (None, 1):
+            raise SelectorError(f"{what}={value!r}: slices with a step are not supported.")
+        return Span(value.start, value.stop)
+    try:
+        items = tuple(int(i) for i in value)
+    except (TypeError, ValueError):
+        raise SelectorError(f"{what}={value!r} is not an integer, a list of integers or a slice.") from None
+    if not items:
+        raise SelectorError(f"{what} is empty and would select nothing.")
+    return items
+
+
+def _split_selectors(text: str) -> tuple[str, dict[str, Index]]:
+    bare, _, rest = text.partition("[")
+    selectors: dict[str, Index] = {}
+    if not rest:
+        return bare, selectors
+    if not re.fullmatch(r"(\[[^\[\]]*\])+", "[" + rest):
+        raise SelectorError(f"{text!r}: selectors look like [head=5] or [pos=4:9].")
+    for part in re.findall(r"\[([^\[\]]*)\]", "[" + rest):
+        key, _, value = part.partition("=")
+        key = key.strip()
+        if key not in _SELECTORS:
+            raise SelectorError(f"{text!r}: unknown selector {key!r}{nearest(key, _SELECTORS)}.")
+        if key in selectors:
+            raise SelectorError(f"{text!r}: {key} is given twice.")
+        selectors[key] = _parse_index(value.strip(), text)
+    return bare, selectors
+
+
+def _parse_index(value: str, text: str) -> Index:
+    if re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", value):
+        return tuple(int(i) for i in value.split(","))
+    match = re.fullmatch(r"(-?\d+)?:(-?\d+)?", value)
+    if match is None:
+        raise SelectorError(f"{text!r}: {value!r} is not an index such as 5, 6,9 or 4:9.")
+    start, stop = (None if g is None else int(g) for g in match.groups())
+    return Span(start, stop)
+
+
+def _parse_layer(value: str, text: str) -> Index | None:
+    if value == "*":
+        return None
+    inner = value[1:-1] if value.startswith("{") and value.endswith("}") else value
+    return _parse_index(inner, text)
+
+
+def _layer_text(index: Index | None) -> str:
+    if index is None:
+        return "*"
+    text = _index_text(index)
+    return f"{{{text}}}" if "," in text else text
+
+
+def _index_text(index: Index) -> str:
+    return str(index) if isinstance(index, Span) else ",".join(str(i) for i in index)
+
+
+_ALLOWED = {"head": ("head", "kv_head"), "neuron": ("neuron",), "expert": ("expert",), "pos": ("pos", "query")}
+
+
+def _check_selectors(site: Site) -> None:
+    """Refuse selectors that the site's value has no axis for."""
+    if not site.axes:
+        return
+    for key, axes in _ALLOWED.items():
+        if getattr(site, key) is not None and not set(axes) & set(site.axes):
+            raise SelectorError(
+                f"{site.name} has axes {', '.join(site.axes)} and takes no [{key}=...] selector."
+            )

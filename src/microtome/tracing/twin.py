@@ -1,0 +1,42 @@
+"""The twin: the same model with every weight tensor permuted in place, restored exactly afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from microtome.core.seeds import torch_generator
+
+if TYPE_CHECKING:
+    from microtome.tracing.model import Model
+
+
+@contextlib.contextmanager
+def twin(model: Model, seed: int) -> Iterator[Model]:
+    """Permute the entries of every parameter by a seed; put the exact weights back on leaving.
+
+    The twin has the same distribution of every weight tensor and none of the mechanism. Tied weights
+    stay tied. One copy of the weights is held while the scope is open.
+
+    Args:
+        model: The model; its own tensors are changed in place.
+        seed: Which permutation.
+
+    Yields:
+        The same model object.
+    """
+    generator = torch_generator(seed, "twin")
+    saved: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    with torch.no_grad():
+        try:
+            for _, weight in sorted(model.module.named_parameters(), key=lambda item: item[0]):
+                saved.append((weight, weight.detach().clone()))
+                order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+                weight.copy_(weight.detach().flatten()[order].reshape(weight.shape))
+            yield model
+        finally:
+            for weight, values in saved:
+                weight.copy_(values)
