@@ -12,8 +12,6 @@ import pytest
 # The gallery and its data lie beside the tests and are imported by name.
 sys.path.insert(0, str(Path(__file__).parent))
 
-SVG = "{http://www.w3.org/2000/svg}"
-
 
 @pytest.fixture
 def parse() -> Callable[[str], ElementTree.Element]:

@@ -68,9 +68,9 @@ def _check() -> Section:
     return Section(
         "The model closes strings with the right quote",
         (
-            "The behavior is a choice between two tokens. In the clean prompt a string was opened "
-            "by one kind of quote, in the corrupt prompt by the other; everything else is equal. The "
-            "score is the logit of the right quote minus the logit of the wrong one.",
+            "The behavior is a choice between two tokens. In the clean prompt a string was "
+            "opened by one kind of quote, in the corrupt prompt by the other; everything else is "
+            "equal. The score is the logit of the right quote minus the logit of the wrong one.",
             figure(
                 "The opening quote decides, and the first token after it argues against",
                 sample.strips(),

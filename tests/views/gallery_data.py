@@ -26,6 +26,7 @@ from microtome.views import (
     VerdictCard,
 )
 
+SVG = "{http://www.w3.org/2000/svg}"
 LAYERS, HEADS = 4, 8
 CLEAN = (
     "def",

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 import gallery_data
 import numpy as np
 import pytest
-from conftest import SVG
+from gallery_data import SVG
 
 from microtome.errors import ConfigError, ShapeError
 from microtome.views import Curve, Distribution, NullBand, Sample, Series

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 import gallery_data
 import numpy as np
 import pytest
-from conftest import SVG
+from gallery_data import SVG
 
 from microtome.errors import ShapeError
 from microtome.views import HeatMap

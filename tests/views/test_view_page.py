@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 import gallery
 import gallery_data
 import pytest
-from conftest import SVG
+from gallery_data import SVG
 
 from microtome.views import (
     Details,
