@@ -147,7 +147,7 @@ def _cut() -> Section:
 
 def _prove() -> Section:
     return Section(
-        "Five of six controls hold; natural code does not",
+        "Four of six controls hold; natural code does not",
         (
             "Each control was fixed before the search. A failed one is printed like any other.",
             figure(

@@ -156,6 +156,18 @@ def test_sign_is_dash_and_strength_is_width(parse: Parse) -> None:
     assert list(group)[-1] is strong, "the strongest edge lies on top"
 
 
+def test_edges_know_their_ends(parse: Parse) -> None:
+    nodes = [Node("e", "embed"), Node("m0", "mlp", 0), Node("l", "logits")]
+    root = parse(CircuitDiagram(nodes, [Edge("m0", "l", 1.0)]).to_svg())
+    (edge,) = [path for path in root.iter(f"{SVG}path") if "data-ends" in path.attrib]
+    numbers = {
+        group.findtext(f".//{SVG}title"): group.attrib["data-node"]
+        for group in root.iter(f"{SVG}g")
+        if "data-node" in group.attrib
+    }
+    assert edge.attrib["data-ends"] == f"{numbers['m0']} {numbers['l']}"
+
+
 def test_shapes_tell_kinds_apart(parse: Parse) -> None:
     kinds = ("embed", "head", "mlp", "neuron", "latent", "logits")
     nodes = [Node(kind, kind, 0, k) for k, kind in enumerate(kinds)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from microtome.core.stats import Interval
 from microtome.views.numbers import (
     MINUS,
     THIN,
@@ -117,3 +118,8 @@ def test_estimate_of_any_interval() -> None:
     estimate = Estimate.of(Other(), label="x", note="asked")
     assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.4, 0.6)
     assert (estimate.label, estimate.note) == ("x", "asked")
+
+
+def test_estimate_of_a_bootstrap_interval() -> None:
+    found = Interval(0.912, 0.88, 0.94, n=480, clusters=24, method="cluster bootstrap")
+    assert Estimate.of(found).text == "0.912 [0.880, 0.940]"

@@ -67,12 +67,13 @@ def test_a_row_without_values_has_no_color_and_no_scale(parse: Parse) -> None:
 def test_line_ends_break_the_line(parse: Parse) -> None:
     rows = (TokenRow("x", ("a", "\n  ", "b")),)
 
-    def breaks(strip: TokenStrip) -> int:
-        html = strip.to_html()
-        return sum(n.attrib.get("class") == "mt-break" for n in parse(html).iter("span"))
+    def lines(strip: TokenStrip) -> list[int]:
+        divisions = parse(strip.to_html(table=False)).iter("div")
+        return [len(list(n)) for n in divisions if n.attrib.get("class") == "mt-line"]
 
-    assert breaks(TokenStrip(rows)) == 1
-    assert breaks(TokenStrip(rows, break_lines=False)) == 0
+    assert lines(TokenStrip(rows)) == [2, 1]
+    assert lines(TokenStrip(rows, break_lines=False)) == [3]
+    assert lines(TokenStrip((TokenRow("x", ("a", "\n")),))) == [2]
 
 
 def test_neighboring_span_names_do_not_collide(parse: Parse) -> None:

@@ -44,6 +44,7 @@ class CircuitDrawing:
         )
         self.right = left + area + (0.0 if self.narrow else lane)
         self.lane = self.right - (lane - 28 if heads else 0.0)
+        self.number = {node.name: index for index, node in enumerate(view.nodes)}
         self.edge_limit = max((abs(edge.weight) for edge in view.drawn), default=1.0)
         strengths = [node.strength for node in view.nodes]
         self.limit = view.limit or symmetric_limit(strengths)
@@ -138,6 +139,7 @@ class CircuitDrawing:
             stroke_width=wide,
             stroke_dasharray=dash,
             stroke_opacity=coordinate(0.35 + 0.6 * share),
+            data_ends=f"{self.number[edge.source]} {self.number[edge.target]}",
         )
 
     def _tone(self, node: Node) -> Shade:
@@ -162,7 +164,7 @@ class CircuitDrawing:
         if node.group:
             kind = ring_class(self.groups.index(node.group))
             ring = _shape(placed, placed.radius + 3, class_=f"node-ring {kind}", fill="none")
-        return tag("g", ring, mark, self._notches(placed))
+        return tag("g", ring, mark, self._notches(placed), data_node=self.number[node.name])
 
     def _notches(self, placed: Placed) -> Markup | None:
         ports = {edge.port for edge in self.view.drawn if edge.target == placed.node.name} - {""}
@@ -253,49 +255,18 @@ def _mlp_mark(layer: int, within: bool, x: float, y: float) -> Markup:
 
 def _shape(placed: Placed, radius: float, *children: object, **look: object) -> Markup:
     x, y, kind = placed.x, placed.y, placed.node.kind
-    if kind == "mlp":
-        return tag(
-            "rect",
-            *children,
-            x=x - radius,
-            y=y - radius,
-            width=2 * radius,
-            height=2 * radius,
-            rx=4,
-            **look,
-        )
-    if kind == "neuron":
-        return tag(
-            "rect",
-            *children,
-            x=x - radius,
-            y=y - radius,
-            width=2 * radius,
-            height=2 * radius,
-            **look,
-        )
+    if kind == "head":
+        return tag("circle", *children, cx=x, cy=y, r=radius, **look)
     if kind == "latent":
-        corners = [
-            (
-                x + radius * math.cos(math.radians(60 * k)),
-                y + radius * math.sin(math.radians(60 * k)),
-            )
-            for k in range(6)
-        ]
+        angles = [math.radians(60 * corner) for corner in range(6)]
+        corners = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
         points = " ".join(f"{coordinate(a)},{coordinate(b)}" for a, b in corners)
         return tag("polygon", *children, points=points, **look)
-    if kind in ("embed", "logits"):
-        return tag(
-            "rect",
-            *children,
-            x=x - radius,
-            y=y - 0.7 * radius,
-            width=2 * radius,
-            height=1.4 * radius,
-            rx=0.7 * radius,
-            **look,
-        )
-    return tag("circle", *children, cx=x, cy=y, r=radius, **look)
+    # MLPs are rounded squares, neurons squares, the two ends of the model flat pills.
+    half = radius if kind in ("mlp", "neuron") else 0.7 * radius
+    corner = {"mlp": 4.0, "neuron": 0.0}.get(kind, half)
+    box = {"x": x - radius, "y": y - half, "width": 2 * radius, "height": 2 * half, "rx": corner}
+    return tag("rect", *children, **box, **look)
 
 
 def _wrap(text: str, width: float) -> list[str]:

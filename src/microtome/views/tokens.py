@@ -128,7 +128,7 @@ class TokenStrip(View):
             tag(
                 "div",
                 tag("div", labels, class_="mt-strip-labels", aria_hidden="true"),
-                tag("div", join(self._columns()), class_=self._layout_class(), data_rove=True),
+                tag("div", join(self._lines()), class_=self._layout_class(), data_rove=True),
                 class_="mt-strip-body",
                 role="group",
                 aria_label=self.title or "tokens",
@@ -140,14 +140,15 @@ class TokenStrip(View):
             class_="mt-strip",
         )
 
-    def _columns(self) -> list[Markup]:
+    def _lines(self) -> list[Markup]:
+        """The columns, gathered into lines that end where the text has a line end."""
         names = self._span_names()
-        parts = []
+        lines: list[list[Markup]] = [[]]
         for index in range(len(self.rows[0].tokens)):
-            parts.append(self._column(index, names.get(index)))
+            lines[-1].append(self._column(index, names.get(index)))
             if self.break_lines and any("\n" in row.tokens[index] for row in self.rows):
-                parts.append(tag("span", class_="mt-break"))
-        return parts
+                lines.append([])
+        return [tag("div", join(columns), class_="mt-line") for columns in lines if columns]
 
     def _layout_class(self) -> str:
         names = "".join(self._span_names().values())

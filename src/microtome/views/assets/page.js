@@ -41,6 +41,7 @@
     title.remove();
   }
   const show = (mark) => {
+    pick(mark);
     tip.textContent = readout.get(mark);
     tip.hidden = false;
     const box = mark.getBoundingClientRect();
@@ -50,7 +51,17 @@
     tip.style.left = `${left}px`;
     tip.style.top = `${above > 52 ? above : box.bottom + 6}px`;
   };
-  const hide = () => { tip.hidden = true; };
+  // A node that is pointed at keeps its own edges and lets the others fade.
+  const pick = (mark) => {
+    for (const drawing of all(".mt-svg.picked")) drawing.classList.remove("picked");
+    const node = mark && mark.closest("[data-node]");
+    if (!node) return;
+    for (const edge of all("[data-ends]", node.ownerSVGElement)) {
+      edge.classList.toggle("lit", edge.dataset.ends.split(" ").includes(node.dataset.node));
+    }
+    node.ownerSVGElement.classList.add("picked");
+  };
+  const hide = () => { tip.hidden = true; pick(null); };
   const find = (target) => {
     for (let mark = target; mark && mark !== document; mark = mark.parentNode) if (readout.has(mark)) return mark;
     return null;
