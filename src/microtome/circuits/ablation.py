@@ -15,7 +15,7 @@ import torch
 
 from microtome.attribution import component_names
 from microtome.behaviors.evaluate import batches
-from microtome.behaviors.metrics import LastTokenMetric, metric
+from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, metric
 from microtome.circuits.nodes import check_nodes, masks
 from microtome.errors import ConfigError, MetricError
 from microtome.tracing.sites import at
@@ -99,15 +99,18 @@ class Ablator:
                     values[name][start : start + size, group.places] = rows
         return values
 
-    def interventions(self, circuit: frozenset[str]) -> Callable[[Examples], list[Intervention]]:
-        """Return a function from a batch's examples to the changes that ablate all but a circuit."""
+    def compare(self, circuit: frozenset[str], divergence: KLToUnchanged) -> np.ndarray:
+        """Return the divergence of the ablated from the unchanged model at each prompt's end."""
         kept = check_nodes(circuit, self.universe)
-
-        def changes(chunk: Examples) -> list[Intervention]:
-            other = Ablator(self.model, chunk, ablation=self.ablation)
-            return other._changes(other._groups[0], [kept])
-
-        return changes
+        values = np.zeros(len(self.examples))
+        for group in self._groups:
+            plain = self.model.trace(group.examples.clean, logits="last").logits
+            changes = self._changes(group, [kept])
+            changed = self.model.trace(group.examples.clean, interventions=changes, logits="last").logits
+            if plain is None or changed is None:
+                raise MetricError("The model returned no logits.")
+            values[group.places] = divergence.between(plain[:, 0], changed[:, 0]).cpu().numpy()
+        return values
 
     def _sites(self) -> list[str]:
         anatomy = self.model.anatomy

@@ -128,7 +128,7 @@ def random_floor(
 ) -> np.ndarray:
     """Return the guaranteed closeness of random subgraphs with as many heads and MLPs in each layer."""
     random = rng(seed, "random subgraphs")
-    drawn = [_matched(circuit, random) for _ in range(RANDOM)]
+    drawn = [matched_nodes(circuit, random) for _ in range(RANDOM)]
     ablator = Ablator(model, test, ablation=ablation)
     found = ablator.run([frozenset(ablator.universe), frozenset(), *drawn], [metric])[metric]
     full, empty = found[0], found[1]
@@ -137,7 +137,7 @@ def random_floor(
     )
 
 
-def _matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
+def matched_nodes(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
     """Draw nodes with the circuit's number of heads in each layer, and of MLPs overall."""
     drawn: set[str] = set()
     for layer in {layer_of(n) for n in circuit.universe}:
