@@ -21,7 +21,7 @@ _NAMES = {
     "load": "microtome.behaviors.loaders:load",
     "metric": "microtome.behaviors.metrics:metric",
     "names": "microtome.behaviors.registry:names",
-    "natural": "microtome.behaviors.natural:natural",
+    "natural": "microtome.behaviors.cuttings:natural",
     "pair": "microtome.behaviors.pairs:pair",
     "quote_closing": "microtome.behaviors.generators.code:quote_closing",
     "score": "microtome.behaviors.evaluate:evaluate",
