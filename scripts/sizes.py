@@ -85,7 +85,9 @@ def _count_definition(
 
 def _document(found: Count, node: ast.Module | Function | ast.ClassDef, place: str) -> None:
     """Note whether a public thing has a docstring; overloads need none."""
-    decorators = [] if isinstance(node, ast.Module) else [ast.unparse(d) for d in node.decorator_list]
+    decorators = (
+        [] if isinstance(node, ast.Module) else [ast.unparse(d) for d in node.decorator_list]
+    )
     if any(name.endswith(("overload", ".setter")) for name in decorators):
         return
     if ast.get_docstring(node):

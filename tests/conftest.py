@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from . import shape_checks
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -17,6 +19,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+shape_checks.install("microtome")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +33,7 @@ def _blocked(self: socket.socket, address: object, *rest: object) -> None:
 _connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex
 
 
-def _guarded(real):  # noqa: ANN001, ANN202
+def _guarded(real):
     """Let unix sockets through and refuse all others."""
 
     def connect(self: socket.socket, address: object) -> object:
