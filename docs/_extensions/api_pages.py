@@ -61,7 +61,7 @@ def _page(package: str, modules: list[str]) -> str:
     parts = [f"# {package}\n"]
     for module in modules:
         title = module.removeprefix("microtome.")
-        if len(modules) > 1:
+        if module != modules[0]:
             parts.append(f"\n## {title}\n")
         # A package only hands on names; they are documented where they are defined.
         option = "no-members" if _is_package(module) else "ignore-module-all"
