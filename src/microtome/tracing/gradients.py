@@ -80,7 +80,7 @@ def gradients(
         MetricError: If the metric does not return one number per row, or does not depend on a site.
     """
     wanted = sites_of(sites)
-    with frozen(model.module), graph_started(model):
+    with frozen(model.module), graph_started(model), torch.enable_grad():
         trace = model.trace(prompts, capture=wanted, interventions=interventions, grad=True)
         if trace.logits is None:
             raise MetricError("The model returned no logits to measure.")
