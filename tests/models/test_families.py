@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from microtome.errors import UnknownNameError
-from microtome.models.families import build as families
+from microtome.models.families import construction as families
 from microtome.models.families import table
 
 NAMES = families.names()

@@ -166,7 +166,7 @@ class Trace:
             arrays["logits"] = self.logits
         arrays.update({name: kept.value() for name, kept in self._captured.items()})
         target = Path(path)
-        save_arrays(target, arrays, {"schema": "microtome.trace/1"})
+        save_arrays(target, arrays, metadata={"schema": "microtome.trace/1"})
         return target
 
     def kept(self) -> dict[str, Captured]:
