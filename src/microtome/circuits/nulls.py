@@ -44,6 +44,8 @@ def search_nulls(
 ) -> Nulls:
     """Run the same finder with the same budget where there is nothing to find.
 
+    A twin is scored on its own behavior, a permutation of the answers on answers permuted likewise.
+
     Args:
         model: The model.
         train: Where circuits are found.
@@ -67,7 +69,8 @@ def search_nulls(
             curves.append(_mean_curve(other, validation, ranking, sizes, ablation, metric))
         progress.step(2 * number + 1, 2 * count, "nulls")
         wrong = find(model, permute(train, seed * 1000 + number), method=method, metric=metric, ablation=ablation)  # type: ignore[arg-type]
-        found = curve_intervals(model, test, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed)
+        asked = permute(test, seed * 1000 + number)
+        found = curve_intervals(model, asked, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed)
         permuted.append(closeness(found[0]))
         progress.step(2 * number + 2, 2 * count, "nulls")
     return Nulls(
