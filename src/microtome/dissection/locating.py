@@ -52,7 +52,14 @@ def locate(
         agreement=_correlation(scores.mean, exact.mean),
         streams=streams,
         tokens=tokens,
+        answer_names=_answer_names(model, test),
     )
+
+
+def _answer_names(model: Model, test: Examples) -> dict[str, str]:
+    """Return the text of each answer's first token, by its id."""
+    ids = {t[0] for e in test for t in (*e.answers, *e.wrongs)}
+    return {str(i): model.tokens([i])[0] for i in sorted(ids)}
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import ABLATIONS
+from microtome.circuits.connections import connections
 from microtome.circuits.evaluation import curve, evaluate, minimality, takeovers
 from microtome.circuits.finding import by_layer, find, sizes_up_to, top
 from microtome.circuits.nulls import inverted, random_floor, search_nulls, stability
@@ -13,6 +14,9 @@ from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdic
 from microtome.circuits.verdict import Evidence, can_reach_a_grade, decide
 from microtome.core.stats import Interval, cluster_bootstrap
 from microtome.dissection.results import Proof
+
+CONNECTED = 32
+"""Train items over which the connections are averaged."""
 
 if TYPE_CHECKING:
     from microtome.attribution import ComponentScores
@@ -108,10 +112,18 @@ def prove(
         stability=stability(scores, train.clusters, circuit, seed=config.seed),
         minimality=minimality(model, test, circuit, ablation=config.ablation, metric=metric) if thorough else {},
         takeovers=takeovers(model, test, circuit, ablation=config.ablation, metric=metric) if open_still or thorough else {},
+        connections=_connections(model, train, circuit, metric) if thorough else {},
         templates=len({e.template for e in test}),
         clusters=len(set(test.clusters.tolist())),
     )
     return proof, decide(_evidence(proof, circuit, gate, train))
+
+
+def _connections(
+    model: Model, train: Examples, circuit: Circuit, metric: str
+) -> dict[str, float]:
+    found = connections(model, train[:CONNECTED], circuit, name=metric)
+    return {f"{source} -> {target}": weight for (source, target), weight in found.items()}
 
 
 def _evidence(proof: Proof, circuit: Circuit, gate: Check | None, train: Examples) -> Evidence:

@@ -57,6 +57,7 @@ class Located(Result):
         agreement: Pearson correlation of the two over nodes.
         streams: Sweep of the residual stream by layer and role.
         tokens: Token effects of a few test items.
+        answer_names: Text of each answer by its token id, where answers are few.
     """
 
     scores: ComponentScores
@@ -64,6 +65,7 @@ class Located(Result):
     agreement: float
     streams: Sweep
     tokens: tuple[TokenEffects, ...]
+    answer_names: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,7 @@ class Proof(Result):
         inverted_accuracy: Accuracy of the finder on inverted answers, None likewise.
         stability: Over bootstrap resamples.
         minimality: Faithfulness lost when each node is dropped.
+        connections: Weight of one node on another, by ``"a0.h1 -> m2"``.
         takeovers: What nodes outside carry, with and without the circuit.
         templates: Number of test templates.
         clusters: Number of test clusters.
@@ -88,6 +91,7 @@ class Proof(Result):
     inverted_accuracy: Interval | None
     stability: Stability
     minimality: Mapping[str, float]
+    connections: Mapping[str, float]
     takeovers: Mapping[str, tuple[float, float]]
     templates: int
     clusters: int
