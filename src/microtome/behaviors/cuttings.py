@@ -42,12 +42,17 @@ def natural(
     files = [Path(p) for p in paths] if paths is not None else _standard_library()
     random = rng(seed, "natural", key)
     items: list[Item] = []
+    seen: set[tuple[str, str]] = set()
     for number in random.permutation(len(files)):
         if len(items) >= n:
             break
         found = list(_from_file(files[int(number)], key))
         chosen = random.permutation(len(found))[:4]
-        items += [found[int(i)] for i in sorted(chosen)]
+        for place in sorted(chosen):
+            item = found[int(place)]
+            if (item.clean, item.corrupt) not in seen:
+                seen.add((item.clean, item.corrupt))
+                items.append(item)
     if not items:
         raise EmptyDataError(f"{len(files)} files hold no natural items of {behavior}.")
     return tuple(items[:n])
@@ -75,7 +80,7 @@ def _from_file(path: Path, behavior: str) -> Iterator[Item]:
             clean=prompt,
             corrupt=corrupt,
             answers=(answer,),
-            wrongs=(wrong,),
+            wrongs=(wrong,) if isinstance(wrong, str) else wrong,
             cluster=f"natural/{path.name}",
             template="natural",
             split="test",
@@ -94,7 +99,7 @@ def _line_start(text: str, place: int) -> int:
     return place if following < 0 else following + 1
 
 
-Cut = tuple[int, int, str, str, str, str, dict[str, Feature]]
+Cut = tuple[int, int, str, str, str, str | tuple[str, ...], dict[str, Feature]]
 """Start of the cue, end of the prompt, cue, swapped cue, answer, wrong answer, features."""
 
 
@@ -190,7 +195,7 @@ def _signatures(text: str) -> Iterator[Cut]:
         if text[begin : begin + 5] != "=None":
             continue
         features: dict[str, Feature] = {"parameters before": float(len(arguments.args) - 1)}
-        yield begin, end, "=None", ", name", "=", ")", features
+        yield begin, end, "=None", ", name", "=", (")", ","), features
 
 
 _CUTTERS: dict[str, Callable[[str], Iterator[Cut]]] = {

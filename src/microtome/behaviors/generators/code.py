@@ -199,7 +199,7 @@ def _assigned(
 
 
 def default_or_close(n: int = 200, *, seed: int = 0) -> Behavior:
-    """After a parameter's name, write ``=`` if an earlier parameter has a default, else close with ``)``.
+    """After a parameter's name, write ``=`` if an earlier parameter has a default, else go on or close.
 
     Args:
         n: Examples over all splits.
@@ -226,7 +226,7 @@ def default_or_close(n: int = 200, *, seed: int = 0) -> Behavior:
         "default-or-close",
         title="A default, or the end of the signature",
         description="After a parameter's name, predict `=` where an earlier parameter of the signature has "
-        "a default, and `)` where none has. The task's rule: no parameter without a default follows one with.",
+        "a default, and `)` or `,` where none has. The task's rule: no parameter without a default follows one with.",
         train=train,
         test=test,
         lists=_LISTS,
@@ -249,7 +249,8 @@ def _signature(w: Words, first: str, *, method: str = "", extra: int = 0) -> Dra
     def text(default: bool) -> str:
         return f"{start}{left}⟦default:{'=None' if default else ', ' + filler}⟧, ⟦parameter:{last}⟧"
 
-    right, wrong = ("=", ")") if with_default else (")", "=")
+    ending = (")", ",")
+    right, wrong = ("=", ending) if with_default else (ending, "=")
     features = {
         "earlier default in signature": with_default,
         "default in the signature before": earlier,

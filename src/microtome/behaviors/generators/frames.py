@@ -30,16 +30,16 @@ class Draft:
     Attributes:
         clean: Marked clean prompt.
         corrupt: Marked corrupt prompt.
-        answer: Right continuation of the clean prompt.
-        wrong: Right continuation of the corrupt prompt.
+        answer: Right continuation of the clean prompt, or several.
+        wrong: Right continuation of the corrupt prompt, or several.
         frame: What makes the lexical frame (the words that items of a cluster share).
         features: Named properties.
     """
 
     clean: str
     corrupt: str
-    answer: str
-    wrong: str
+    answer: str | tuple[str, ...]
+    wrong: str | tuple[str, ...]
     frame: str
     features: Mapping[str, Feature]
 
@@ -132,14 +132,18 @@ def generate(
     return Behavior(name, title, description, tuple(unique.values()), n=n, seed=seed)
 
 
+def _several(texts: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else texts
+
+
 def _item(draft: Draft, name: str, template: str, split: Split) -> Item:
     clean, roles = unmark(draft.clean)
     corrupt, other = unmark(draft.corrupt)
     return Item(
         clean=clean,
         corrupt=corrupt,
-        answers=(draft.answer,),
-        wrongs=(draft.wrong,),
+        answers=_several(draft.answer),
+        wrongs=_several(draft.wrong),
         cluster=f"{template}/{draft.frame}",
         template=template,
         split=split,
