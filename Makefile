@@ -60,4 +60,4 @@ wheel: $(STAMP) ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove everything that was built, the virtual environment too
-	rm -rf $(VENV) build dist docs/_build docs/reference/api docs/reference/errors.md src/*.egg-info
+	rm -rf $(VENV) build dist docs/_build docs/reference src/*.egg-info
