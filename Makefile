@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "microtome needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot]'
 	@touch $@
 
 dissect: $(STAMP) ## dissect the shipped specimen; the report lands in OUT (reports/)
@@ -60,4 +60,4 @@ wheel: $(STAMP) ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove everything that was built, the virtual environment too
-	rm -rf $(VENV) build dist docs/_build docs/reference/api docs/reference/errors.md src/*.egg-info
+	rm -rf $(VENV) build dist docs/_build docs/reference src/*.egg-info

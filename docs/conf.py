@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "api_pages",
+    "cli_page",
     "errors_page",
 ]
 exclude_patterns = ["_build"]

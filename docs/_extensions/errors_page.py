@@ -39,6 +39,7 @@ def write_page(app: Any) -> None:
     """Write ``reference/errors.md`` below the documentation's source folder."""
     page = _HEAD.format(tree=_tree()) + "".join(map(_section, _classes(MicrotomeError)))
     path = Path(app.srcdir) / "reference" / "errors.md"
+    path.parent.mkdir(exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != page:
         path.write_text(page, encoding="utf-8")
 

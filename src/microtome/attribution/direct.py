@@ -27,7 +27,11 @@ NOTE = (
 
 
 def direct_logit_attribution(
-    model: Model, examples: Examples, *, metric: str | Metric = "logit_difference", batch_size: int = 64
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str | Metric = "logit_difference",
+    batch_size: int = 64,
 ) -> DirectAttribution:
     """Split a linear metric at the prompt's end into what every head and MLP writes to it.
 
@@ -49,11 +53,21 @@ def direct_logit_attribution(
         directions = torch.stack([_direction(model, chosen, e) for e in chunk])
         parts.append((places, _split(model, anatomy, chunk, directions)))
     whole = {
-        key: np.concatenate([p[key] for _, p in parts])[np.argsort(np.concatenate([i for i, _ in parts]))]
+        key: np.concatenate([p[key] for _, p in parts])[
+            np.argsort(np.concatenate([i for i, _ in parts]))
+        ]
         for key in parts[0][1]
     }
-    summed = whole["heads"].sum((1, 2)) + whole["mlps"].sum(1) + whole["embedding"] + whole["biases"] + whole["constant"]
-    error = float(np.abs(summed - whole["total"]).max() / max(float(np.abs(whole["total"]).max()), 1e-12))
+    summed = (
+        whole["heads"].sum((1, 2))
+        + whole["mlps"].sum(1)
+        + whole["embedding"]
+        + whole["biases"]
+        + whole["constant"]
+    )
+    error = float(
+        np.abs(summed - whole["total"]).max() / max(float(np.abs(whole["total"]).max()), 1e-12)
+    )
     return DirectAttribution(
         **whole,
         completeness_error=error,
@@ -65,18 +79,34 @@ def direct_logit_attribution(
 def _linear(name: str | Metric) -> Metric:
     chosen = metric(name)
     if not chosen.linear:
-        raise MetricError(f"Direct logit attribution needs a metric linear in the logits; {chosen.name} is not.")
+        raise MetricError(
+            f"Direct logit attribution needs a metric linear in the logits; {chosen.name} is not."
+        )
     return chosen
 
 
 def _additive(model: Model) -> Anatomy:
     anatomy = model.anatomy
-    if anatomy is None or not anatomy.tail.exact or anatomy.tail.softcap is not None or anatomy.final_norm is None:
-        why = "it is not a transformer" if anatomy is None else anatomy.tail.reason or "a soft cap bends the logits"
+    if (
+        anatomy is None
+        or not anatomy.tail.exact
+        or anatomy.tail.softcap is not None
+        or anatomy.final_norm is None
+    ):
+        why = (
+            "it is not a transformer"
+            if anatomy is None
+            else anatomy.tail.reason or "a soft cap bends the logits"
+        )
         raise ModelSupportError(f"Direct logit attribution does not apply to {model.name}: {why}.")
     for number, block in enumerate(anatomy.blocks):
         attention = block.attention
-        if attention is None or not attention.heads_add_up or block.mlp is None or block.mlp.added is None:
+        if (
+            attention is None
+            or not attention.heads_add_up
+            or block.mlp is None
+            or block.mlp.added is None
+        ):
             raise ModelSupportError(
                 f"Direct logit attribution does not apply to {model.name}: what the heads or the MLP of "
                 f"block {number} write does not add up in the residual stream."
@@ -106,7 +136,9 @@ def _split(
     heads, mlps, biases = [], [], torch.zeros(len(chunk))
     for layer in range(anatomy.n_layers):
         z = trace[f"blocks.{layer}.attn.z[pos=-1]"][:, 0].float()
-        outputs = torch.stack([model.weights.W_O(layer, h).detach().float() for h in range(z.shape[1])])
+        outputs = torch.stack(
+            [model.weights.W_O(layer, h).detach().float() for h in range(z.shape[1])]
+        )
         written = torch.einsum("bhk,hkd->bhd", z, outputs)
         whole = trace[f"blocks.{layer}.attn.out[pos=-1]"][:, 0].float()
         heads.append(reader(written))
@@ -115,7 +147,11 @@ def _split(
     start = reader(trace["blocks.0.resid_pre[pos=-1]"].float())[:, 0]
     logits = trace.logits
     total = _total(logits, chunk)
-    constant = total - reader(last.unsqueeze(1))[:, 0] if _has_bias(model, anatomy) else torch.zeros_like(total)
+    constant = (
+        total - reader(last.unsqueeze(1))[:, 0]
+        if _has_bias(model, anatomy)
+        else torch.zeros_like(total)
+    )
     return {
         "heads": torch.stack(heads, 1).numpy(),
         "mlps": torch.stack(mlps, 1).numpy(),
@@ -145,7 +181,11 @@ class _Reader:
     def __init__(self, norm: torch.nn.Module, last: torch.Tensor, directions: torch.Tensor) -> None:
         self._centers = centers(norm, last.shape[-1])
         self._scale = divisor(norm, last)
-        gain = norm_gain(norm).float() if getattr(norm, "weight", None) is not None else torch.ones(last.shape[-1])
+        gain = (
+            norm_gain(norm).float()
+            if getattr(norm, "weight", None) is not None
+            else torch.ones(last.shape[-1])
+        )
         self._direction = directions * gain.detach()
 
     def __call__(self, parts: torch.Tensor) -> torch.Tensor:

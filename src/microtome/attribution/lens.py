@@ -44,7 +44,12 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...] | list[int]) -> Logit
         tops.append(model.tokens(best.indices))
         probabilities.append(best.values.exp().cpu().numpy())
         divergences.append((final.exp() * (final - logp)).sum(-1).cpu().numpy())
-        ranks.append([-1 if t is None else int((row > row[t]).sum()) for row, t in zip(logits, following, strict=True)])
+        ranks.append(
+            [
+                -1 if t is None else int((row > row[t]).sum())
+                for row, t in zip(logits, following, strict=True)
+            ]
+        )
     names = ("embedding", *(f"block {i}" for i in range(len(base.streams) - 1)))
     return LogitLens(
         tokens=tuple(model.tokens(base.tokens[0])),

@@ -75,14 +75,18 @@ def attribution_patching(
     split = np.zeros((len(examples), len(names), len(roles)))
     for places in batches(examples, batch_size):
         chunk = examples.take(places)
-        here, there = (chunk.clean, chunk.corrupt) if base == "clean" else (chunk.corrupt, chunk.clean)
+        here, there = (
+            (chunk.clean, chunk.corrupt) if base == "clean" else (chunk.corrupt, chunk.clean)
+        )
         sites = _sites(model)
         slopes = model.gradients(lambda lo, le, c=chunk: chosen(lo, le, c), sites, here)  # type: ignore[misc]
         other = model.trace(there, capture=sites, logits=None)
         effects = _effects(model, slopes, other)
         values[places] = effects.sum(2).numpy()
         for number, role in enumerate(roles):
-            split[places, :, number] = (effects * _mask(chunk, role, effects.shape[2]).unsqueeze(1)).sum(2).numpy()
+            split[places, :, number] = (
+                (effects * _mask(chunk, role, effects.shape[2]).unsqueeze(1)).sum(2).numpy()
+            )
     return ComponentScores(
         names=names,
         values=values,
@@ -91,14 +95,18 @@ def attribution_patching(
         meaning=MEANING.format(base=base, other="corrupt" if base == "clean" else "clean"),
         by_role=split if roles else None,
         roles=roles,
-        provenance=collect(model, {"method": "attribution patching", "base": base, "metric": chosen.name}),
+        provenance=collect(
+            model, {"method": "attribution patching", "base": base, "metric": chosen.name}
+        ),
     )
 
 
 def _single_row(name: str | Metric) -> LastTokenMetric:
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
-        raise MetricError(f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} does not.")
+        raise MetricError(
+            f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} does not."
+        )
     return chosen
 
 

@@ -52,7 +52,11 @@ class ComponentScores(Result):
         """Return one row for each component: name, mean, standard error over examples."""
         import pandas as pd
 
-        error = self.values.std(0, ddof=1) / np.sqrt(len(self.values)) if len(self.values) > 1 else np.nan
+        error = (
+            self.values.std(0, ddof=1) / np.sqrt(len(self.values))
+            if len(self.values) > 1
+            else np.nan
+        )
         return pd.DataFrame({"component": self.names, "mean": self.mean, "standard_error": error})
 
 

@@ -96,7 +96,9 @@ class Behavior:
         """Return the behavior with right and wrong answers exchanged in a random half of the items."""
         order = rng(seed, "shuffle", self.name)
         swaps = order.permutation(len(self.items)) % 2 == 1
-        items = tuple(i.inverted() if swap else i for i, swap in zip(self.items, swaps, strict=True))
+        items = tuple(
+            i.inverted() if swap else i for i, swap in zip(self.items, swaps, strict=True)
+        )
         return replace(self, name=f"{self.name}-shuffled", items=items)
 
     def extended(self, items: Sequence[Item]) -> Behavior:

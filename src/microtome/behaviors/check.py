@@ -71,7 +71,11 @@ class Check(Result):
         if self.passed:
             name, best = self.best_baseline
             return f"The model shows {self.behavior}: {shown}, against {best.value:.3g} for the {name} baseline."
-        return f"There is nothing to explain in {self.behavior}: {shown}; " + "; ".join(self.reasons) + "."
+        return (
+            f"There is nothing to explain in {self.behavior}: {shown}; "
+            + "; ".join(self.reasons)
+            + "."
+        )
 
 
 def check(
@@ -102,10 +106,16 @@ def check(
     clusters = test.clusters
     difference = full.values - empty.values
     error = cluster_standard_error(difference, clusters)
-    separation = float(abs(difference.mean()) / error) if error > 0 else float("inf") * abs(difference.mean() or 0.0)
+    separation = (
+        float(abs(difference.mean()) / error)
+        if error > 0
+        else float("inf") * abs(difference.mean() or 0.0)
+    )
     baselines = {
         "n-gram": cluster_bootstrap(ngram_accuracy(train, test), clusters, seed=seed),
-        "bag-of-words": cluster_bootstrap(bag_of_words_accuracy(train, test, seed=seed), clusters, seed=seed),
+        "bag-of-words": cluster_bootstrap(
+            bag_of_words_accuracy(train, test, seed=seed), clusters, seed=seed
+        ),
     }
     accuracy = right.interval(seed=seed)
     reasons = gate_reasons(accuracy, behavior.chance, baselines, separation)
@@ -134,7 +144,9 @@ def gate_reasons(
     """Return why the gate is closed; empty where it is open."""
     reasons = []
     if not accuracy.low > chance:
-        reasons.append(f"the lower bound of accuracy, {accuracy.low:.3g}, is not above chance, {chance:.3g}")
+        reasons.append(
+            f"the lower bound of accuracy, {accuracy.low:.3g}, is not above chance, {chance:.3g}"
+        )
     for name, baseline in baselines.items():
         if not accuracy.low > baseline.value:
             reasons.append(

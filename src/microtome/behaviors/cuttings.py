@@ -124,11 +124,18 @@ def _quotes(text: str) -> Iterator[Cut]:
     for token, begin, end in _tokens(text):
         body = token.string[1:-1]
         quote = token.string[:1]
-        plain = token.type == tokenize.STRING and quote in "'\"" and not token.string.startswith(quote * 3)
+        plain = (
+            token.type == tokenize.STRING
+            and quote in "'\""
+            and not token.string.startswith(quote * 3)
+        )
         if not plain or not body or len(body) > 60 or "'" in body or '"' in body or "\\" in body:
             continue
         other = '"' if quote == "'" else "'"
-        features: dict[str, Feature] = {"opening quote": "single" if quote == "'" else "double", "letters": float(len(body))}
+        features: dict[str, Feature] = {
+            "opening quote": "single" if quote == "'" else "double",
+            "letters": float(len(body)),
+        }
         yield begin, end - 1, quote, other, quote, other, features
 
 
@@ -147,7 +154,11 @@ def _brackets(text: str) -> Iterator[Cut]:
             outer = stack[-1][0] if stack else ""
             if not outer or outer == opener or not 1 < begin - place < 120:
                 continue
-            features: dict[str, Feature] = {"inner bracket": opener, "outer bracket": outer, "depth": float(len(stack) + 1)}
+            features: dict[str, Feature] = {
+                "inner bracket": opener,
+                "outer bracket": outer,
+                "depth": float(len(stack) + 1),
+            }
             yield place, begin, opener, outer, _PAIRS[opener], _PAIRS[outer], features
 
 
@@ -163,10 +174,18 @@ def _assignments(text: str) -> Iterator[Cut]:
         names = [a.arg for a in function.args.args if a.arg != "self"]
         for node in function.body:
             simple = isinstance(node, ast.Assign) and isinstance(node.value, ast.Name)
-            if not simple or not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Name):
+            if (
+                not simple
+                or not isinstance(node, ast.Assign)
+                or not isinstance(node.value, ast.Name)
+            ):
                 continue
             target = node.targets[0]
-            if not isinstance(target, ast.Attribute) or target.attr != node.value.id or node.value.id not in names:
+            if (
+                not isinstance(target, ast.Attribute)
+                or target.attr != node.value.id
+                or node.value.id not in names
+            ):
                 continue
             others = [n for n in names if n != target.attr]
             line = text[starts[node.lineno - 1] : starts[node.lineno]]
@@ -174,7 +193,10 @@ def _assignments(text: str) -> Iterator[Cut]:
                 continue
             begin = starts[node.lineno - 1] + line.index(f"self.{target.attr}") + len("self.")
             end = begin + len(target.attr) + len(" =")
-            features: dict[str, Feature] = {"parameters": float(len(names)), "letters": float(len(target.attr))}
+            features: dict[str, Feature] = {
+                "parameters": float(len(names)),
+                "letters": float(len(target.attr)),
+            }
             yield begin, end, target.attr, others[0], f" {target.attr}", f" {others[0]}", features
 
 
@@ -183,12 +205,19 @@ def _signatures(text: str) -> Iterator[Cut]:
     for function in _functions(text):
         arguments = function.args
         defaults = len(arguments.defaults)
-        plain = not (arguments.kwonlyargs or arguments.vararg or arguments.kwarg or arguments.posonlyargs)
+        plain = not (
+            arguments.kwonlyargs or arguments.vararg or arguments.kwarg or arguments.posonlyargs
+        )
         if not plain or defaults < 2 or not isinstance(arguments.defaults[-2], ast.Constant):
             continue
         before, last = arguments.args[-2], arguments.args[-1]
         value = arguments.defaults[-2]
-        if value.value is not None or before.annotation or last.annotation or before.lineno != last.lineno:
+        if (
+            value.value is not None
+            or before.annotation
+            or last.annotation
+            or before.lineno != last.lineno
+        ):
             continue
         begin = starts[before.lineno - 1] + (before.end_col_offset or 0)
         end = starts[last.lineno - 1] + (last.end_col_offset or 0)

@@ -50,7 +50,9 @@ class Scores:
 
     def by_cluster(self) -> dict[str, float]:
         """Return the mean of each cluster."""
-        return {str(c): float(self.values[self.clusters == c].mean()) for c in np.unique(self.clusters)}
+        return {
+            str(c): float(self.values[self.clusters == c].mean()) for c in np.unique(self.clusters)
+        }
 
 
 def evaluate(
@@ -141,7 +143,9 @@ def _sequence_scores(
         trace = model.trace(whole, interventions=changes)
         for place, (example, continuation) in enumerate(zip(chunk, tokens, strict=True)):
             if number < len(chosen.continuations(example)):
-                rows[place].append(_continuation_value(trace.logits, place, len(whole[place]), continuation))
+                rows[place].append(
+                    _continuation_value(trace.logits, place, len(whole[place]), continuation)
+                )
     combined = [chosen.combined(torch.stack(r), e) for r, e in zip(rows, chunk, strict=True)]
     return torch.stack(combined).cpu().numpy()
 

@@ -184,7 +184,9 @@ def prepare(
         TokenizerError: If there is no tokenizer.
     """
     if tokenizer is None:
-        raise TokenizerError(f"{behavior} is text, but the model has no tokenizer. Pass tokenizer=... to load.")
+        raise TokenizerError(
+            f"{behavior} is text, but the model has no tokenizer. Pass tokenizer=... to load."
+        )
     dropped = _Dropped()
     kept: list[Example] = []
     seen: set[tuple[Tokens, Tokens]] = set()
@@ -239,7 +241,9 @@ class _Encoder:
         self._start = [tokenizer.bos_token_id] if bos else []
 
     def __call__(self, text: str) -> tuple[Tokens, list[Span]]:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=self._fast, verbose=False)
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=self._fast, verbose=False
+        )
         ids = tuple(self._start + list(encoded["input_ids"]))
         spans = list(encoded["offset_mapping"]) if self._fast else self._prefixes(text, ids)
         return ids, [(0, 0)] * len(self._start) + [tuple(s) for s in spans]

@@ -75,7 +75,9 @@ def check_item(item: Item, place: str) -> None:
         PairError: If prompts are equal, or an answer is also a wrong answer.
     """
     if not item.clean.strip() or not item.corrupt.strip():
-        raise DataError(f"{place}: the {'clean' if not item.clean.strip() else 'corrupt'} prompt is empty.")
+        raise DataError(
+            f"{place}: the {'clean' if not item.clean.strip() else 'corrupt'} prompt is empty."
+        )
     if not item.answers or not item.wrongs or "" in (*item.answers, *item.wrongs):
         raise DataError(f"{place}: answers and wrong answers must not be empty.")
     if item.split not in SPLITS:

@@ -74,9 +74,13 @@ def _text(row: Row, name: str, default: str | None = None) -> str:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         if default is not None:
             return default
-        raise DataError(f"{row.place}: the column {name!r} is missing or empty. Columns: {', '.join(row)}.")
+        raise DataError(
+            f"{row.place}: the column {name!r} is missing or empty. Columns: {', '.join(row)}."
+        )
     if not isinstance(value, str):
-        raise DataError(f"{row.place}: {name!r} is {type(value).__name__} {value!r}; expected text.")
+        raise DataError(
+            f"{row.place}: {name!r} is {type(value).__name__} {value!r}; expected text."
+        )
     return value
 
 
@@ -101,15 +105,21 @@ def _spans(value: Any, row: Row) -> tuple[Span, Span]:
         (a, b), (c, d) = value
         return (int(a), int(b)), (int(c), int(d))
     except (TypeError, ValueError):
-        raise DataError(f"{row.place}: a role is [[start, end], [start, end]]; got {value!r}.") from None
+        raise DataError(
+            f"{row.place}: a role is [[start, end], [start, end]]; got {value!r}."
+        ) from None
 
 
 def _features(row: Row) -> dict[str, Feature]:
     found: dict[str, Any] = dict(row.get("features") or {})
-    found.update({k.removeprefix("feature."): v for k, v in row.items() if k.startswith("feature.")})
+    found.update(
+        {k.removeprefix("feature."): v for k, v in row.items() if k.startswith("feature.")}
+    )
     for name, value in found.items():
         if not isinstance(value, str | int | float | bool) or value != value:
-            raise DataError(f"{row.place}: the feature {name!r} is {value!r}; expected text or a number.")
+            raise DataError(
+                f"{row.place}: the feature {name!r} is {value!r}; expected text or a number."
+            )
     return found
 
 

@@ -69,7 +69,9 @@ class LastTokenMetric:
         rows = torch.arange(logits.shape[0], device=logits.device)
         last = lengths.to(logits.device) - 1
         read = logits[:, 0] if logits.shape[1] == 1 else logits[rows, last]
-        return torch.stack([_VALUES[self.name](row.float(), e) for row, e in zip(read, examples, strict=True)])
+        return torch.stack(
+            [_VALUES[self.name](row.float(), e) for row, e in zip(read, examples, strict=True)]
+        )
 
 
 def first_tokens(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -164,7 +166,9 @@ class SequenceLogProbability:
         Raises:
             MetricError: Always.
         """
-        raise MetricError("A sequence log-probability is combined with its example; use combined().")
+        raise MetricError(
+            "A sequence log-probability is combined with its example; use combined()."
+        )
 
     def combined(self, rows: torch.Tensor, example: Example) -> torch.Tensor:
         """Return the best answer's value minus the best wrong answer's."""

@@ -40,4 +40,6 @@ def get(name: str | Path, *, n: int = 200, seed: int = 0) -> Behavior:
         return _GENERATORS[key](n, seed=seed)
     if Path(text).suffix in SUFFIXES or Path(text).exists():
         return load(text)
-    raise UnknownNameError(f"No behavior {text!r}{nearest(key, names())}. A file ends in .jsonl or .csv.")
+    raise UnknownNameError(
+        f"No behavior {text!r}{nearest(key, names())}. A file ends in .jsonl or .csv."
+    )

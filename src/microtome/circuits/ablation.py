@@ -106,7 +106,9 @@ class Ablator:
         for group in self._groups:
             plain = self.model.trace(group.examples.clean, logits="last").logits
             changes = self._changes(group, [kept])
-            changed = self.model.trace(group.examples.clean, interventions=changes, logits="last").logits
+            changed = self.model.trace(
+                group.examples.clean, interventions=changes, logits="last"
+            ).logits
             if plain is None or changed is None:
                 raise MetricError("The model returned no logits.")
             values[group.places] = divergence.between(plain[:, 0], changed[:, 0]).cpu().numpy()
@@ -132,13 +134,16 @@ class Ablator:
     ) -> dict[str, np.ndarray]:
         rows = list(range(len(group.places))) * len(kept)
         many = group.examples.take(rows)
-        trace = self.model.trace(many.clean, interventions=self._changes(group, kept), logits="last")
+        trace = self.model.trace(
+            many.clean, interventions=self._changes(group, kept), logits="last"
+        )
         if trace.logits is None:
             raise MetricError("The model returned no logits.")
         shape = (len(kept), len(group.places))
         logits = trace.logits
         return {
-            m.name: m(logits, trace.lengths, many).detach().cpu().numpy().reshape(shape) for m in chosen
+            m.name: m(logits, trace.lengths, many).detach().cpu().numpy().reshape(shape)
+            for m in chosen
         }
 
     def _changes(self, group: _Group, kept: Sequence[frozenset[str]]) -> list[Intervention]:
@@ -170,7 +175,9 @@ def _mix(
         mask = keep.to(value.device)
         if instead is None:
             return torch.where(mask, value, torch.zeros_like(value))
-        other = instead if instead.shape[0] == 1 else instead.repeat(copies, *[1] * (instead.ndim - 1))
+        other = (
+            instead if instead.shape[0] == 1 else instead.repeat(copies, *[1] * (instead.ndim - 1))
+        )
         return torch.where(mask, value, other.to(value.dtype))
 
     return mixed
@@ -193,5 +200,7 @@ def _means(model: Model, reference: Examples, sites: list[str]) -> dict[str, tor
 def _last_token(name: str) -> LastTokenMetric:
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
-        raise MetricError(f"Circuits are scored by a metric that reads the prompt's end; {name} does not.")
+        raise MetricError(
+            f"Circuits are scored by a metric that reads the prompt's end; {name} does not."
+        )
     return chosen

@@ -58,7 +58,9 @@ def find(
 def _exact(model: Model, examples: Examples, metric: str, ablation: Ablation) -> ComponentScores:
     ablator = Ablator(model, examples, ablation=ablation)
     everything = frozenset(ablator.universe)
-    found = ablator.run([everything, *(everything - {n} for n in ablator.universe)], [metric])[metric]
+    found = ablator.run([everything, *(everything - {n} for n in ablator.universe)], [metric])[
+        metric
+    ]
     return _scores(model, ablator.universe, (found[0] - found[1:]).T, "exact", metric)
 
 

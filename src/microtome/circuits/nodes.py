@@ -49,7 +49,9 @@ def masks(
     heads, mlps = {}, {}
     for layer, block in enumerate(anatomy.blocks):
         if block.attention is not None:
-            kept = [[f"a{layer}.h{h}" in c for h in range(block.attention.n_heads)] for c in circuits]
+            kept = [
+                [f"a{layer}.h{h}" in c for h in range(block.attention.n_heads)] for c in circuits
+            ]
             heads[layer] = torch.tensor(kept)
         if block.mlp is not None:
             mlps[layer] = torch.tensor([f"m{layer}" in c for c in circuits])

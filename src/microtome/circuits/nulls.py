@@ -64,13 +64,23 @@ def search_nulls(
     for number in range(count):
         with model.twin(seed * 1000 + number + 1) as other:
             ranking = find(other, train, method=method, metric=metric, ablation=ablation).ranking()  # type: ignore[arg-type]
-            found = curve_intervals(other, test, ranking, [size], ablation=ablation, metric=metric, seed=seed)
+            found = curve_intervals(
+                other, test, ranking, [size], ablation=ablation, metric=metric, seed=seed
+            )
             twins.append(closeness(found[0]))
             curves.append(_mean_curve(other, validation, ranking, sizes, ablation, metric))
         progress.step(2 * number + 1, 2 * count, "nulls")
-        wrong = find(model, permute(train, seed * 1000 + number), method=method, metric=metric, ablation=ablation)  # type: ignore[arg-type]
+        wrong = find(
+            model,
+            permute(train, seed * 1000 + number),
+            method=method,
+            metric=metric,
+            ablation=ablation,
+        )  # type: ignore[arg-type]
         asked = permute(test, seed * 1000 + number)
-        found = curve_intervals(model, asked, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed)
+        found = curve_intervals(
+            model, asked, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed
+        )
         permuted.append(closeness(found[0]))
         progress.step(2 * number + 2, 2 * count, "nulls")
     return Nulls(
@@ -136,7 +146,10 @@ def random_floor(
     found = ablator.run([frozenset(ablator.universe), frozenset(), *drawn], [metric])[metric]
     full, empty = found[0], found[1]
     return np.array(
-        [closeness(cluster_ratio_bootstrap(row - empty, full - empty, test.clusters, seed=seed)) for row in found[2:]]
+        [
+            closeness(cluster_ratio_bootstrap(row - empty, full - empty, test.clusters, seed=seed))
+            for row in found[2:]
+        ]
     )
 
 
@@ -146,15 +159,28 @@ def matched_nodes(circuit: Circuit, random: np.random.Generator) -> frozenset[st
     for layer in {layer_of(n) for n in circuit.universe}:
         heads = [n for n in circuit.universe if layer_of(n) == layer and head_of(n) is not None]
         wanted = sum(n in circuit.kept for n in heads)
-        drawn |= {heads[int(i)] for i in random.choice(len(heads), size=wanted, replace=False)} if wanted else set()
+        drawn |= (
+            {heads[int(i)] for i in random.choice(len(heads), size=wanted, replace=False)}
+            if wanted
+            else set()
+        )
     mlps = [n for n in circuit.universe if head_of(n) is None]
     wanted = sum(n in circuit.kept for n in mlps)
-    drawn |= {mlps[int(i)] for i in random.choice(len(mlps), size=wanted, replace=False)} if wanted else set()
+    drawn |= (
+        {mlps[int(i)] for i in random.choice(len(mlps), size=wanted, replace=False)}
+        if wanted
+        else set()
+    )
     return frozenset(drawn)
 
 
 def stability(
-    scores: ComponentScores, clusters: np.ndarray, circuit: Circuit, *, resamples: int = 200, seed: int = 0
+    scores: ComponentScores,
+    clusters: np.ndarray,
+    circuit: Circuit,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
 ) -> Stability:
     """Return how the circuit varies over bootstrap resamples of the train clusters.
 

@@ -53,7 +53,9 @@ class Circuit(Result):
         """Return one row for each node of the model with whether it is kept."""
         import pandas as pd
 
-        return pd.DataFrame({"node": self.universe, "kept": [n in self.kept for n in self.universe]})
+        return pd.DataFrame(
+            {"node": self.universe, "kept": [n in self.kept for n in self.universe]}
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,9 @@ def decide(evidence: Evidence) -> Verdict:
 
 def backups_of(takeovers: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
     """Return the nodes that carry clearly more once the circuit is ablated, most first."""
-    gained = {n: after - before for n, (before, after) in takeovers.items() if after - before > TAKES_OVER}
+    gained = {
+        n: after - before for n, (before, after) in takeovers.items() if after - before > TAKES_OVER
+    }
     return tuple(sorted(gained, key=lambda n: -gained[n]))
 
 
@@ -110,7 +112,13 @@ def _gate(gate: Check | None) -> Rule:
         return Rule("gate", demand, "not applied", "", "switched off")
     name, best = gate.best_baseline
     value = f"accuracy {gate.accuracy}; {gate.separation:.3g} standard errors"
-    return Rule("gate", demand, value, f"chance {gate.chance:.3g}, {name} {best.value:.3g}", "pass" if gate.passed else "fail")
+    return Rule(
+        "gate",
+        demand,
+        value,
+        f"chance {gate.chance:.3g}, {name} {best.value:.3g}",
+        "pass" if gate.passed else "fail",
+    )
 
 
 def _sufficient(evaluation: Evaluation) -> Rule:
@@ -131,7 +139,9 @@ def _better(evidence: Evidence) -> Rule:
         f"{NULLS} twins and for {NULLS} permutations of the answers"
     )
     if evidence.nulls is None:
-        return Rule("better than search", demand, "not run: sufficiency failed already", "", "unsure")
+        return Rule(
+            "better than search", demand, "not run: sufficiency failed already", "", "unsure"
+        )
     own = closeness(evidence.evaluation.faithfulness)
     twins, permuted = (float(np.max(x)) for x in (evidence.nulls.twins, evidence.nulls.permuted))
     enough = len(evidence.nulls.twins) >= NULLS
@@ -147,7 +157,11 @@ def _inverted(evidence: Evidence) -> Rule:
     accuracy = evidence.inverted_accuracy
     if accuracy is None:
         return Rule("inverted target", demand, "not run: sufficiency failed already", "", "unsure")
-    chance = 0.5 if evidence.gate is None else max(evidence.gate.chance, evidence.gate.best_baseline[1].value)
+    chance = (
+        0.5
+        if evidence.gate is None
+        else max(evidence.gate.chance, evidence.gate.best_baseline[1].value)
+    )
     return Rule(
         "inverted target", demand, f"accuracy {accuracy} on the inverted answers", f"{chance:.3g}",
         "fail" if accuracy.low > chance else "pass",
@@ -171,7 +185,13 @@ def _stable(stability: Stability) -> Rule:
         f"{len(stability.alternatives)} alternatives"
     )
     outcome = "pass" if stability.median_jaccard >= 0.7 else "unsure"
-    return Rule("stable", "reported: nodes chosen in at least 90 % of bootstrap resamples", value, "1 if always the same", outcome)
+    return Rule(
+        "stable",
+        "reported: nodes chosen in at least 90 % of bootstrap resamples",
+        value,
+        "1 if always the same",
+        outcome,
+    )
 
 
 def _sentence(
@@ -181,7 +201,11 @@ def _sentence(
     f = evidence.evaluation.faithfulness
     where = f"{evidence.templates} unseen templates ({len(evidence.evaluation.clusters)} items)"
     if grade == GRADES[3]:
-        failed = [name for name, result in outcome.items() if result == "fail" and name not in ("necessary", "stable")]
+        failed = [
+            name
+            for name, result in outcome.items()
+            if result == "fail" and name not in ("necessary", "stable")
+        ]
         return (
             f"Not established: {size} of {total} heads and MLPs keep {f} of the effect on {where}, "
             f"and the rule on {', '.join(failed) or 'the nulls'} is not met."

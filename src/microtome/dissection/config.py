@@ -33,9 +33,13 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.faithfulness < 1.0:
-            raise ConfigError(f"faithfulness={self.faithfulness}; expected a share between 0 and 1.")
+            raise ConfigError(
+                f"faithfulness={self.faithfulness}; expected a share between 0 and 1."
+            )
         if self.ablation not in ABLATIONS:
-            raise ConfigError(f"ablation={self.ablation!r}; expected one of {', '.join(ABLATIONS)}.")
+            raise ConfigError(
+                f"ablation={self.ablation!r}; expected one of {', '.join(ABLATIONS)}."
+            )
         if self.method not in METHODS:
             raise ConfigError(f"method={self.method!r}; expected one of {', '.join(METHODS)}.")
         if self.nulls < 1:

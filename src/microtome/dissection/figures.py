@@ -56,7 +56,11 @@ def verdict_card(verdict: Verdict, proof: Proof, circuit: Circuit) -> VerdictCar
         state=_STATES[verdict.grade],  # type: ignore[arg-type]
         sentences=sentences,
         numbers=(
-            _estimate(evaluation.faithfulness, "faithfulness", "1 is the whole model; 0.8 to 1.2 asked for"),
+            _estimate(
+                evaluation.faithfulness,
+                "faithfulness",
+                "1 is the whole model; 0.8 to 1.2 asked for",
+            ),
             _estimate(evaluation.moved, "moved by ablating only the circuit", "0.8 asked for"),
             Estimate(
                 circuit.share,
@@ -138,7 +142,13 @@ def diagram(
     layers = max(layer_of(n) for n in circuit.universe) + 1
     heads = max((head_of(n) or 0) for n in circuit.universe) + 1
     nodes = [
-        Node(n, "mlp" if head_of(n) is None else "head", layer_of(n), head_of(n) or 0, strength=strength[n])
+        Node(
+            n,
+            "mlp" if head_of(n) is None else "head",
+            layer_of(n),
+            head_of(n) or 0,
+            strength=strength[n],
+        )
         for n in circuit.nodes
     ]
     pairs = [(*key.split(" -> "), weight) for key, weight in connections.items()]
@@ -188,7 +198,11 @@ def _band(nulls: Nulls | None) -> NullBand | None:
         return None
     low, high = np.nanpercentile(nulls.twin_curves, [5, 95], axis=0)
     return NullBand(
-        nulls.sizes, np.clip(low, -0.6, 1.8), np.clip(high, -0.6, 1.8), len(nulls.twin_curves), "twins, 5 to 95 %"
+        nulls.sizes,
+        np.clip(low, -0.6, 1.8),
+        np.clip(high, -0.6, 1.8),
+        len(nulls.twin_curves),
+        "twins, 5 to 95 %",
     )
 
 
@@ -196,7 +210,9 @@ def controls(verdict: Verdict, proof: Proof) -> ControlsTable:
     """Every rule of the verdict, and the ablation kinds side by side."""
     outcomes = {"pass": True, "fail": False}
     rows = [
-        Control(r["name"], r["demand"], r["value"], r["baseline"] or None, outcomes.get(r["outcome"]))
+        Control(
+            r["name"], r["demand"], r["value"], r["baseline"] or None, outcomes.get(r["outcome"])
+        )
         for r in verdict.rules
     ]
     low, high = SUFFICIENT
@@ -237,7 +253,10 @@ def operation_views(operation: Operation) -> tuple[Distribution, Distribution]:
     accuracy = Distribution(
         (
             Sample("circuit ablated", [operation.after.value]),
-            Sample(f"{len(operation.random_after)} random ablations of its size", operation.random_after),
+            Sample(
+                f"{len(operation.random_after)} random ablations of its size",
+                operation.random_after,
+            ),
         ),
         operation.before.value,
         "accuracy on the behavior",
@@ -246,7 +265,10 @@ def operation_views(operation: Operation) -> tuple[Distribution, Distribution]:
     drift = Distribution(
         (
             Sample("circuit ablated", [operation.drift.value]),
-            Sample(f"{len(operation.random_drift)} random ablations of its size", operation.random_drift),
+            Sample(
+                f"{len(operation.random_drift)} random ablations of its size",
+                operation.random_drift,
+            ),
         ),
         0.0,
         "drift on other prompts, nats",

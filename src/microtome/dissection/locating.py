@@ -44,8 +44,12 @@ def locate(
     """
     scores = find(model, train, method="attribution", metric=metric)
     exact = find(model, train, method="exact", metric=metric, ablation=ablation)
-    streams = sweep(model, train[:SWEPT], "resid_pre", over="role", metric=metric, progress=progress)
-    tokens = tuple(_token_effects(model, test.take([i]), metric) for i in one_per_template(test)[:SHOWN])
+    streams = sweep(
+        model, train[:SWEPT], "resid_pre", over="role", metric=metric, progress=progress
+    )
+    tokens = tuple(
+        _token_effects(model, test.take([i]), metric) for i in one_per_template(test)[:SHOWN]
+    )
     return Located(
         scores=scores,
         exact=exact,

@@ -47,7 +47,9 @@ def operate(
     kept = [frozenset(circuit.universe), circuit.rest]
     random = rng(seed, "random ablations")
     kept += [frozenset(circuit.universe) - matched_nodes(circuit, random) for _ in range(DRAWS)]
-    accuracy = Ablator(model, test, ablation="mean", reference=train).run(kept, ["accuracy"])["accuracy"]
+    accuracy = Ablator(model, test, ablation="mean", reference=train).run(kept, ["accuracy"])[
+        "accuracy"
+    ]
     drifts = _drift(model, other, train, kept)
     after = model.trace(probe, logits="last").logits
     return Operation(

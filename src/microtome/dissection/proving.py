@@ -43,11 +43,21 @@ def cut(
     """
     ranking = scores.ranking()
     found = curve(
-        model, validation, ranking, sizes_up_to(len(ranking)), ablation=config.ablation, metric=metric, seed=config.seed
+        model,
+        validation,
+        ranking,
+        sizes_up_to(len(ranking)),
+        ablation=config.ablation,
+        metric=metric,
+        seed=config.seed,
     )
     slack = 1.0 - config.faithfulness
     size = next(
-        (s for s, f in zip(found.sizes, found.faithfulness, strict=True) if abs(1.0 - f.value) <= slack),
+        (
+            s
+            for s, f in zip(found.sizes, found.faithfulness, strict=True)
+            if abs(1.0 - f.value) <= slack
+        ),
         len(ranking),
     )
     circuit = Circuit(
@@ -92,17 +102,35 @@ def prove(
     """
     train, validation, test = splits
     evaluation = evaluate(
-        model, test, circuit, ablation=config.ablation, metric=metric, reference=train, seed=config.seed
+        model,
+        test,
+        circuit,
+        ablation=config.ablation,
+        metric=metric,
+        reference=train,
+        seed=config.seed,
     )
     open_still = can_reach_a_grade(evaluation)
     nulls, wrong = None, None
     if open_still or thorough:
-        nulls = _nulls(model, splits, circuit, found, config=config, metric=metric, progress=progress)
-        wrong = _inverted_accuracy(model, train, test, len(circuit.nodes), config=config, metric=metric)
+        nulls = _nulls(
+            model, splits, circuit, found, config=config, metric=metric, progress=progress
+        )
+        wrong = _inverted_accuracy(
+            model, train, test, len(circuit.nodes), config=config, metric=metric
+        )
     proof = Proof(
         evaluation=evaluation,
         ablations={
-            kind: evaluate(model, test, circuit, ablation=kind, metric=metric, reference=train, seed=config.seed).faithfulness
+            kind: evaluate(
+                model,
+                test,
+                circuit,
+                ablation=kind,
+                metric=metric,
+                reference=train,
+                seed=config.seed,
+            ).faithfulness
             for kind in ABLATIONS
         }
         if thorough
@@ -110,8 +138,12 @@ def prove(
         nulls=nulls,
         inverted_accuracy=wrong,
         stability=stability(scores, train.clusters, circuit, seed=config.seed),
-        minimality=minimality(model, test, circuit, ablation=config.ablation, metric=metric) if thorough else {},
-        takeovers=takeovers(model, test, circuit, ablation=config.ablation, metric=metric) if open_still or thorough else {},
+        minimality=minimality(model, test, circuit, ablation=config.ablation, metric=metric)
+        if thorough
+        else {},
+        takeovers=takeovers(model, test, circuit, ablation=config.ablation, metric=metric)
+        if open_still or thorough
+        else {},
         connections=_connections(model, train, circuit, metric) if thorough else {},
         templates=len({e.template for e in test}),
         clusters=len(set(test.clusters.tolist())),
@@ -119,9 +151,7 @@ def prove(
     return proof, decide(_evidence(proof, circuit, gate, train))
 
 
-def _connections(
-    model: Model, train: Examples, circuit: Circuit, metric: str
-) -> dict[str, float]:
+def _connections(model: Model, train: Examples, circuit: Circuit, metric: str) -> dict[str, float]:
     found = connections(model, train[:CONNECTED], circuit, name=metric)
     return {f"{source} -> {target}": weight for (source, target), weight in found.items()}
 
@@ -167,7 +197,9 @@ def _nulls(
         seed=config.seed,
         progress=progress,
     )
-    floor = random_floor(model, test, circuit, ablation=config.ablation, metric=metric, seed=config.seed)
+    floor = random_floor(
+        model, test, circuit, ablation=config.ablation, metric=metric, seed=config.seed
+    )
     return replace(nulls, random=floor)
 
 
@@ -177,9 +209,9 @@ def _inverted_accuracy(
     """Return the accuracy, on inverted answers, of the circuit that the finder gives for them."""
     from microtome.circuits.ablation import Ablator
 
-    ranking = find(model, inverted(train), method=config.method, metric=metric, ablation=config.ablation).ranking()  # type: ignore[arg-type]
+    ranking = find(
+        model, inverted(train), method=config.method, metric=metric, ablation=config.ablation
+    ).ranking()  # type: ignore[arg-type]
     ablator = Ablator(model, inverted(test), ablation=config.ablation, reference=train)
     values = ablator.run([top(ranking, size)], ["accuracy"])["accuracy"][0]
     return cluster_bootstrap(values, test.clusters, seed=config.seed)
-
-

@@ -82,7 +82,9 @@ def reduce(
         predicted_failures=int(says.sum()),
         confirmed_failures=int((says & departs).sum()),
         deviance=_deviance(tree, table, trained, train, held, values, test),
-        failures=tuple((test[int(i)].text[-70:], bool(departs[i])) for i in np.flatnonzero(says)[:5]),
+        failures=tuple(
+            (test[int(i)].text[-70:], bool(departs[i])) for i in np.flatnonzero(says)[:5]
+        ),
         leaves=int(tree.get_n_leaves()),
     )
 
@@ -125,7 +127,9 @@ def _answers(model: Model, examples: Examples) -> np.ndarray:
     hits = evaluate(model, examples, metric="accuracy").values
     if not _texts(examples):
         return np.where(hits > 0.5, "right", "wrong")
-    chosen = [e.answers[0][0] if h > 0.5 else e.wrongs[0][0] for e, h in zip(examples, hits, strict=True)]
+    chosen = [
+        e.answers[0][0] if h > 0.5 else e.wrongs[0][0] for e, h in zip(examples, hits, strict=True)
+    ]
     return np.array([str(c) for c in chosen])
 
 
@@ -146,7 +150,9 @@ def _nested(
     column, threshold = columns[inner.feature[node]], float(inner.threshold[node])
     goes_left = table[:, inner.feature[node]] <= threshold
     left = _nested(tree, inner.children_left[node], table[goes_left], answers[goes_left], columns)
-    right = _nested(tree, inner.children_right[node], table[~goes_left], answers[~goes_left], columns)
+    right = _nested(
+        tree, inner.children_right[node], table[~goes_left], answers[~goes_left], columns
+    )
     binary = " = " in column or set(np.unique(table[:, inner.feature[node]])) <= {0.0, 1.0}
     condition = column if binary else f"{column} > {threshold:g}"
     return {**found, "condition": condition, "yes": right, "no": left}

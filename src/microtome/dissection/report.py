@@ -8,7 +8,16 @@ import numpy as np
 
 from microtome.dissection import figures, phrases
 from microtome.dissection.results import Dissection, Operation, Reduction
-from microtome.views import Control, ControlsTable, Details, Figure, Page, Section, VerdictCard, View
+from microtome.views import (
+    Control,
+    ControlsTable,
+    Details,
+    Figure,
+    Page,
+    Section,
+    VerdictCard,
+    View,
+)
 from microtome.views.numbers import Estimate, number, percent
 
 BOOTSTRAP = "95 % cluster bootstrap, 2000 draws"
@@ -58,7 +67,9 @@ class _Report:
             numbers=(Estimate.of(check.accuracy, label="accuracy"),),
         )
 
-    def _figure(self, title: str, body: View | tuple[View, ...], caption: str, **foot: Any) -> Figure:
+    def _figure(
+        self, title: str, body: View | tuple[View, ...], caption: str, **foot: Any
+    ) -> Figure:
         check = self.found.check
         return Figure(
             title,
@@ -99,7 +110,9 @@ class _Report:
         ]
         if check.drops:
             dropped = "; ".join(f"{n} because {reason}" for reason, n in check.drops.items())
-            blocks.append(f"Of the generated items, these did not fit the model's tokenizer and were dropped: {dropped}.")
+            blocks.append(
+                f"Of the generated items, these did not fit the model's tokenizer and were dropped: {dropped}."
+            )
         return Section(title, blocks, short="Check")
 
     def _locate(self) -> Section:
@@ -203,7 +216,8 @@ class _Report:
         return Section(
             f"The verdict: {verdict.grade}",
             (
-                verdict.sentence + " The rules were fixed before looking; a rule that is not met is printed like any other.",
+                verdict.sentence
+                + " The rules were fixed before looking; a rule that is not met is printed like any other.",
                 self._figure(
                     phrases.controls_title(outcomes),
                     figures.controls(verdict, proof),
@@ -218,12 +232,15 @@ class _Report:
     def _reduce(self, reduction: Reduction) -> Section:
         names = self._answer_names()
         beyond = "cannot be computed: " + (
-            "the model never departs from the right answer" if reduction.departures == 0 else "the tree never predicts a departure"
+            "the model never departs from the right answer"
+            if reduction.departures == 0
+            else "the tree never predicts a departure"
         )
         if np.isfinite(reduction.beyond):
             beyond = f"is {number(reduction.beyond)}"
         failures = "; ".join(
-            f"{'confirmed' if hit else 'not confirmed'}: `{text.strip()[-50:]}`" for text, hit in reduction.failures
+            f"{'confirmed' if hit else 'not confirmed'}: `{text.strip()[-50:]}`"
+            for text, hit in reduction.failures
         )
         return Section(
             "A readable rule that predicts the model",

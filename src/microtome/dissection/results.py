@@ -263,7 +263,10 @@ class Dissection(Result):
         with atomic_folder(folder) as place:
             write_text(place / "report.html", report(self))
             self.save(place / "dissection.json")
-            write_json(place / "run.json", {"command": self.command, "config": dict(self.config), **self.summary()})
+            write_json(
+                place / "run.json",
+                {"command": self.command, "config": dict(self.config), **self.summary()},
+            )
             if self.located is not None:
                 self.located.scores.to_frame().to_csv(place / "scores.csv", index=False)
             if self.verdict is not None:

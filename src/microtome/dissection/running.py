@@ -82,10 +82,19 @@ def _explained(
     train, validation, test = (examples.split(s) for s in ("train", "validation", "test"))
     located = watch(
         "locate",
-        lambda: locate(model, train, test, metric=task.metric, ablation=settings.ablation, progress=watch.progress),
+        lambda: locate(
+            model,
+            train,
+            test,
+            metric=task.metric,
+            ablation=settings.ablation,
+            progress=watch.progress,
+        ),
     )
     scores = located.exact if settings.method == "exact" else located.scores
-    circuit, curve = watch("cut", lambda: cut(model, scores, validation, config=settings, metric=task.metric))
+    circuit, curve = watch(
+        "cut", lambda: cut(model, scores, validation, config=settings, metric=task.metric)
+    )
     proof, verdict = watch(
         "prove",
         lambda: prove(
@@ -100,8 +109,12 @@ def _explained(
             progress=watch.progress,
         ),
     )
-    reduction = watch("reduce", lambda: reduce(model, train, test, metric=task.metric, seed=settings.seed))
-    operation = watch("operate", lambda: operate(model, task.name, train, test, circuit, seed=settings.seed))
+    reduction = watch(
+        "reduce", lambda: reduce(model, train, test, metric=task.metric, seed=settings.seed)
+    )
+    operation = watch(
+        "operate", lambda: operate(model, task.name, train, test, circuit, seed=settings.seed)
+    )
     return replace(
         found,
         located=located,

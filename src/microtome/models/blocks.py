@@ -84,7 +84,9 @@ def find_block(module: nn.Module, recording: Recording, path: str) -> BlockAnato
         shape = None if call.input is None else tuple(call.input.shape)
         return _unknown(path, f"the block's input has shape {shape}, not (batch, pos, d_model)")
     if call.result.shape != call.input.shape:
-        return _unknown(path, f"the block maps {tuple(call.input.shape)} to {tuple(call.result.shape)}")
+        return _unknown(
+            path, f"the block maps {tuple(call.input.shape)} to {tuple(call.result.shape)}"
+        )
     view = BlockView(module, recording, path, call.input, call.result, recording.below(path))
     return _assemble(view)
 
@@ -110,7 +112,9 @@ def _assemble(view: BlockView) -> BlockAnatomy:
         both = find_parallel(view, core, start)
         if both is not None:
             placement, (attended, mlp_added) = "parallel", both
-            reasons["resid_mid"] = "attention and MLP run in parallel: there is no stream between them"
+            reasons["resid_mid"] = (
+                "attention and MLP run in parallel: there is no stream between them"
+            )
         else:
             placement = "unknown"
             reasons["resid_mid"] = "no module of the block receives block input + attention output"
@@ -158,7 +162,9 @@ def _middle(view: BlockView, attended: Addition) -> tuple[torch.Tensor, Seam | N
 
 def _last_norm(view: BlockView) -> str:
     """Return the norm whose output is the block's."""
-    found = [c.path for c in view.calls if view.is_norm(c.path) and view.same(c.result, view.result)]
+    found = [
+        c.path for c in view.calls if view.is_norm(c.path) and view.same(c.result, view.result)
+    ]
     return found[-1]
 
 
@@ -173,7 +179,11 @@ def find_core(view: BlockView) -> tuple[Call | None, AttentionCall | None]:
     for call in view.calls:
         name = type(view.part(call.path)).__name__
         holds = any(hf.is_projection(child) for child in view.part(call.path).children())
-        if holds and (name in labelled or "attention" in name.lower()) and "output" not in name.lower():
+        if (
+            holds
+            and (name in labelled or "attention" in name.lower())
+            and "output" not in name.lower()
+        ):
             if innermost is None or call.path.startswith(innermost.path + "."):
                 innermost = call
     return innermost, None
@@ -329,7 +339,12 @@ def _head_sizes(
     config = getattr(view.module, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads = next(
-        (n for k in ("num_attention_heads", "n_head", "num_heads") if (n := getattr(text, k, None))), 1
+        (
+            n
+            for k in ("num_attention_heads", "n_head", "num_heads")
+            if (n := getattr(text, k, None))
+        ),
+        1,
     )
     width = 0 if out_proj is None or out_proj.input is None else int(out_proj.input.shape[-1])
     return int(heads), int(heads), width // int(heads), width // int(heads)

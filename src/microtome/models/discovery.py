@@ -105,7 +105,9 @@ def logits_of(output: Any) -> torch.Tensor:
     if logits is None:
         logits = first_tensor(output)
     if logits is None:
-        raise ModelSupportError(f"The model returned {type(output).__name__}, which holds no logits.")
+        raise ModelSupportError(
+            f"The model returned {type(output).__name__}, which holds no logits."
+        )
     return logits
 
 
@@ -208,7 +210,9 @@ def with_softmax_counts(
         if times != 1 and block.attention is not None:
             why = f"its softmax runs {times} times in one forward pass"
             attention = replace(block.attention, softmax=False)
-            found[number] = replace(block, attention=attention, reasons={**block.reasons, "softmax": why})
+            found[number] = replace(
+                block, attention=attention, reasons={**block.reasons, "softmax": why}
+            )
     return tuple(found)
 
 

@@ -86,7 +86,9 @@ def _locate(source: str | Path) -> tuple[str, str]:
     """Return a folder or hub id, and the model's name."""
     text = str(source)
     if not text.strip():
-        raise ModelNotFoundError("The model's name is empty; give a folder, a hub id or a specimen.")
+        raise ModelNotFoundError(
+            "The model's name is empty; give a folder, a hub id or a specimen."
+        )
     path = Path(text).expanduser()
     specimen = specimen_folder(text)
     if path.is_dir():
@@ -98,7 +100,9 @@ def _locate(source: str | Path) -> tuple[str, str]:
                 f"{path} is a pickle; reading it could run foreign code, so it is refused. Give a folder "
                 "with config.json and safetensors."
             )
-        raise ModelNotFoundError(f"{path} is a file; give the folder that holds it with its config.json.")
+        raise ModelNotFoundError(
+            f"{path} is a file; give the folder that holds it with its config.json."
+        )
     if specimen is not None:
         return str(specimen), text
     if path.is_absolute() or text.startswith(".") or text.count("/") > 1 or "\\" in text:
@@ -116,7 +120,9 @@ def _check_folder(path: Path) -> None:
     except (ValueError, OSError) as error:
         raise ModelFileError(f"{config} cannot be read as JSON: {error}.") from None
     if not isinstance(loaded, dict) or "model_type" not in loaded:
-        raise ModelFileError(f"{config} names no model_type; expected a Hugging Face configuration.")
+        raise ModelFileError(
+            f"{config} names no model_type; expected a Hugging Face configuration."
+        )
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         pickles = [p.name for p in sorted(path.iterdir()) if p.suffix in _PICKLES]
@@ -151,7 +157,9 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
         config = AutoConfig.from_pretrained(folder)
         names = getattr(config, "architectures", None) or []
         kind = getattr(transformers, names[0], None) if names else None
-        loader = kind if kind is not None and hasattr(kind, "from_pretrained") else AutoModelForCausalLM
+        loader = (
+            kind if kind is not None and hasattr(kind, "from_pretrained") else AutoModelForCausalLM
+        )
         with hf.quiet():
             module, info = loader.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -186,12 +194,20 @@ def _tokenizer(given: Any, folder: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(_first_line(f"The tokenizer at {source} cannot be read: {error}")) from None
+        raise TokenizerError(
+            _first_line(f"The tokenizer at {source} cannot be read: {error}")
+        ) from None
 
 
 def _has_tokenizer(source: str) -> bool:
     folder = Path(source)
     if not folder.is_dir():
         return True
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "tokenizer.model",
+        "vocab.txt",
+    )
     return any((folder / name).is_file() for name in names)

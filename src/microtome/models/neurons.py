@@ -42,7 +42,9 @@ def find_neurons(
         (
             c
             for c in inner
-            if hf.is_projection(view.part(c.path)) and raw is not None and view.same(c.result, raw.result)
+            if hf.is_projection(view.part(c.path))
+            and raw is not None
+            and view.same(c.result, raw.result)
         ),
         None,
     )
@@ -140,7 +142,9 @@ def returns_experts(view: BlockView, router: str) -> bool:
     if call is None or call.result is None or not call.result.is_floating_point():
         return False
     batch, width = view.stream.shape[:2]
-    return call.result.ndim in (2, 3) and call.result.numel() // call.result.shape[-1] == batch * width
+    return (
+        call.result.ndim in (2, 3) and call.result.numel() // call.result.shape[-1] == batch * width
+    )
 
 
 def _without_neurons(
@@ -164,9 +168,7 @@ def _without_neurons(
     return mlp, None if call is None else call.input
 
 
-def _activation(
-    view: BlockView, readers: list[Call], inner: list[Call], down: Call
-) -> Call | None:
+def _activation(view: BlockView, readers: list[Call], inner: list[Call], down: Call) -> Call | None:
     """Return the call of the non-linearity: a module without weights fed by an up projection."""
     for call in inner:
         if call.end >= down.start or any(True for _ in view.part(call.path).parameters()):

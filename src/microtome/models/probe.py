@@ -121,7 +121,9 @@ def record(module: nn.Module, tokens: torch.Tensor, **kwargs: Any) -> Recording:
     handles = []
     for path, part in module.named_modules(remove_duplicate=False):
         if path:
-            handles.append(part.register_forward_pre_hook(_before(path, recording, clock), with_kwargs=True))
+            handles.append(
+                part.register_forward_pre_hook(_before(path, recording, clock), with_kwargs=True)
+            )
             handles.append(part.register_forward_hook(_after(path, recording, clock)))
     try:
         with torch.no_grad(), _attention_recorded(module, recording):

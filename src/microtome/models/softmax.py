@@ -76,13 +76,22 @@ class SoftmaxSeam(TorchFunctionMode):
         result: torch.Tensor = _FUSED(q, k, v, *rest, **named)
         if self._scores is None and self._pattern is None:
             return result
-        options = {**dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), rest, strict=False)), **named}
+        options = {
+            **dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), rest, strict=False)),
+            **named,
+        }
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._fused_output):
             repeats = q.shape[1] // k.shape[1]
             keys, values = (x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k, v))
             scale = options.get("scale") or q.shape[-1] ** -0.5
             rows = q @ keys.transpose(-1, -2) * scale
-            mask = additive_mask(options.get("attn_mask"), nn.Module(), q, k, {"is_causal": bool(options.get("is_causal"))})
+            mask = additive_mask(
+                options.get("attn_mask"),
+                nn.Module(),
+                q,
+                k,
+                {"is_causal": bool(options.get("is_causal"))},
+            )
             rows = rows if mask is None else rows + mask
             rows = rows if self._scores is None else self._scores(rows)
             pattern = torch.softmax(rows, dim=-1)
@@ -91,7 +100,11 @@ class SoftmaxSeam(TorchFunctionMode):
 
 
 def additive_mask(
-    mask: torch.Tensor | None, module: nn.Module, q: torch.Tensor, k: torch.Tensor, kwargs: dict[str, Any]
+    mask: torch.Tensor | None,
+    module: nn.Module,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    kwargs: dict[str, Any],
 ) -> torch.Tensor | None:
     """Return the mask that arrived at the attention entry in the additive form eager functions take.
 
@@ -114,7 +127,9 @@ def additive_mask(
             return None
         # the last query sees the last key, also behind a cache
         seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        return torch.zeros(1, 1, queries, keys, dtype=q.dtype, device=q.device).masked_fill(~seen, lowest)
+        return torch.zeros(1, 1, queries, keys, dtype=q.dtype, device=q.device).masked_fill(
+            ~seen, lowest
+        )
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, lowest)
     return mask
@@ -138,7 +153,9 @@ def run_eager(
     """
     function = hf.eager_function(module)
     if function is None:
-        raise HookError(f"{type(module).__name__} has no eager attention function, so no scores or pattern.")
+        raise HookError(
+            f"{type(module).__name__} has no eager attention function, so no scores or pattern."
+        )
     seam = SoftmaxSeam(scores, pattern)
     with seam:
         result = function(module, q, k, v, additive_mask(mask, module, q, k, kwargs), **kwargs)

@@ -56,7 +56,9 @@ def spans(cell: Cell, examples: Examples) -> list[tuple[int, ...]] | None:
     found = []
     for example in examples:
         if cell.place not in example.roles:
-            raise SweepError(f"Example {example.index} has no role {cell.place!r}; it has {', '.join(example.roles)}.")
+            raise SweepError(
+                f"Example {example.index} has no role {cell.place!r}; it has {', '.join(example.roles)}."
+            )
         start, stop = example.roles[cell.place]
         found.append(tuple(range(start, stop)))
     return found

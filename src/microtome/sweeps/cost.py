@@ -19,7 +19,9 @@ COPIES = 12
 
 def parameters_of(model: Model, anatomy: Anatomy) -> tuple[int, int]:
     """Return the weights of all blocks, and those of the unembedding."""
-    blocks = sum(w.numel() for b in anatomy.blocks for w in model.module.get_submodule(b.path).parameters())
+    blocks = sum(
+        w.numel() for b in anatomy.blocks for w in model.module.get_submodule(b.path).parameters()
+    )
     head = anatomy.d_model * anatomy.vocab if anatomy.tail.head else 0
     return blocks, head
 

@@ -48,7 +48,9 @@ def group_of(plan: Plan, places: list[int]) -> Group:
     source: dict[int, torch.Tensor] = {}
     if plan.operation == "mean":
         width = len(examples[0].clean)
-        source = {layer: m.expand(len(examples), width, *m.shape[2:]) for layer, m in plan.means.items()}
+        source = {
+            layer: m.expand(len(examples), width, *m.shape[2:]) for layer, m in plan.means.items()
+        }
     elif plan.operation == "patch":
         layers = sorted({cell.layer for cell in plan.cells})
         names = [f"blocks.{layer}.{plan.site}" for layer in layers]
@@ -80,9 +82,7 @@ def means_of(
     return {layer: total / count for layer, total in totals.items()}
 
 
-def run_cells(
-    plan: Plan, group: Group, cells: Sequence[Cell], rules: Sequence[str]
-) -> np.ndarray:
+def run_cells(plan: Plan, group: Group, cells: Sequence[Cell], rules: Sequence[str]) -> np.ndarray:
     """Return the metric ``[cell, example]`` of cells that share an entry layer."""
     if not rules:
         return np.stack([_naive(plan, group, cell) for cell in cells])
@@ -115,9 +115,7 @@ def _naive(plan: Plan, group: Group, cell: Cell) -> np.ndarray:
     return values
 
 
-def _restarted(
-    plan: Plan, group: Group, cells: Sequence[Cell], rows: torch.Tensor
-) -> torch.Tensor:
+def _restarted(plan: Plan, group: Group, cells: Sequence[Cell], rows: torch.Tensor) -> torch.Tensor:
     """Replay from the entry layer and read the logits at the prompts' ends."""
     base = group.base
     if base is None:

@@ -9,9 +9,16 @@ from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.examples import Examples
 from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
 from microtome.core.progress import Progress, quiet
-from microtome.errors import ConfigError, EmptyDataError, MetricError, PairError, SweepError, nearest
-from microtome.sweeps.execution import means_of
+from microtome.errors import (
+    ConfigError,
+    EmptyDataError,
+    MetricError,
+    PairError,
+    SweepError,
+    nearest,
+)
 from microtome.sweeps.cells import SWEPT, WHOLE, Cell, Operation
+from microtome.sweeps.execution import means_of
 from microtome.sweeps.plans import Plan, Rule
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.sites import Site, at, resolve_index
@@ -77,7 +84,9 @@ def plan(
         raise SweepError(f"{chosen.name!r} cannot be swept{nearest(chosen.name, SWEPT)}.")
     if operation not in ("patch", "zero", "mean"):
         raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
-    axis: Over = over or ("head" if chosen.name == "attn.z" else "neuron" if chosen.name == "mlp.act" else "pos")
+    axis: Over = over or (
+        "head" if chosen.name == "attn.z" else "neuron" if chosen.name == "mlp.act" else "pos"
+    )
     columns = _columns(anatomy, chosen, axis, examples, neurons)
     cells = _cells(model, chosen, axis, columns)
     used, declined = _rules(anatomy, rules)
@@ -133,7 +142,9 @@ def _means(
 def _metric(name: str | Metric) -> LastTokenMetric:
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
-        raise MetricError(f"A sweep needs a metric that reads the prompt's end; {chosen.name} does not.")
+        raise MetricError(
+            f"A sweep needs a metric that reads the prompt's end; {chosen.name} does not."
+        )
     return chosen
 
 
@@ -142,10 +153,16 @@ def _columns(
 ) -> tuple[int | str, ...]:
     if axis == "head":
         heads = site.head
-        return tuple(range(anatomy.n_heads)) if heads is None else resolve_index(heads, anatomy.n_heads, "head")
+        return (
+            tuple(range(anatomy.n_heads))
+            if heads is None
+            else resolve_index(heads, anatomy.n_heads, "head")
+        )
     if axis == "neuron":
         if not neurons:
-            raise SweepError("A sweep over neurons needs neurons=[...]: all of them would take too long.")
+            raise SweepError(
+                "A sweep over neurons needs neurons=[...]: all of them would take too long."
+            )
         return resolve_index(tuple(neurons), anatomy.d_mlp, "neuron")
     if axis == "role":
         common = [r for r in examples[0].roles if all(r in e.roles for e in examples)]
@@ -167,7 +184,11 @@ def _columns(
 def _cells(
     model: Model, site: Site, axis: Over, columns: tuple[int | str, ...]
 ) -> tuple[Cell, ...]:
-    layers = [layer for _, layer in model.catalog.resolve(Site(site.name, site.layer), write=True) if layer is not None]
+    layers = [
+        layer
+        for _, layer in model.catalog.resolve(Site(site.name, site.layer), write=True)
+        if layer is not None
+    ]
     cells = []
     for layer in layers:
         for column in columns:
@@ -186,7 +207,9 @@ def _rules(
         raise ConfigError(f"Unknown rule {unknown[0]!r}{nearest(unknown[0], RULES)}.")
     declined: dict[str, str] = {r: "it was switched off" for r in RULES if r not in asked}
     if "restart" in asked and not anatomy.tail.exact:
-        declined["restart"] = f"the logits cannot be read off the last stream: {anatomy.tail.reason}"
+        declined["restart"] = (
+            f"the logits cannot be read off the last stream: {anatomy.tail.reason}"
+        )
     odd = next((b.reasons["*"] for b in anatomy.blocks if "*" in b.reasons), "")
     if "restart" in asked and odd:
         declined["restart"] = odd
@@ -202,5 +225,7 @@ def _rows(anatomy: Anatomy, examples: Examples, memory_mb: float) -> int:
     row = width * max(anatomy.d_model, anatomy.d_mlp, 1) * COPIES * 4 / 2**20
     fits = int(memory_mb / row)
     if fits < 1:
-        raise SweepError(f"memory_mb={memory_mb:.3g} is too small: one row of {width} tokens needs {row:.3g} MB.")
+        raise SweepError(
+            f"memory_mb={memory_mb:.3g} is too small: one row of {width} tokens needs {row:.3g} MB."
+        )
     return min(fits, 512)

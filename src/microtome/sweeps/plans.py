@@ -116,7 +116,11 @@ class Plan:
             simpler: tuple[Rule, ...] = ("batch",) if "restart" in self.rules else ()
             values = self._run(simpler, progress)
             again = certify(self, values, simpler)
-            certificate = {**again, "fell_back_from": list(self.rules), "difference_before": certificate["difference"]}
+            certificate = {
+                **again,
+                "fell_back_from": list(self.rules),
+                "difference_before": certificate["difference"],
+            }
         return self._result(values, {**certificate, "declined": dict(self.declined)})
 
     def groups(self) -> Iterator[Group]:
@@ -164,7 +168,9 @@ class Plan:
             metric=self.metric.name,
             certificate=certificate,
             provenance=collect(
-                self.model, {"site": self.site, "operation": self.operation, "base": self.base}, seed=self.seed
+                self.model,
+                {"site": self.site, "operation": self.operation, "base": self.base},
+                seed=self.seed,
             ),
         )
 
@@ -177,8 +183,14 @@ class Plan:
             column = cell.unit if self.axis in ("head", "neuron") else cell.place
             place = 0 if self.axis == "all" else self.columns.index(column)  # type: ignore[arg-type]
             grid[:, layers.index(cell.layer), place] = values[:, number]
-        coords = {"example": [e.index for e in self.examples], "layer": layers, self.axis: list(self.columns)}
-        return xr.DataArray(grid, dims=("example", "layer", self.axis), coords=coords, name=self.metric.name)
+        coords = {
+            "example": [e.index for e in self.examples],
+            "layer": layers,
+            self.axis: list(self.columns),
+        }
+        return xr.DataArray(
+            grid, dims=("example", "layer", self.axis), coords=coords, name=self.metric.name
+        )
 
 
 def dtype_tolerance(dtype: torch.dtype) -> float:

@@ -50,7 +50,11 @@ class Sweep(Result):
         span = float((self.source - self.base).mean())
         example = self.values.dims[0]
         base = float(self.base.mean())
-        return (self.values.mean(example) - base) / span if span else self.values.mean(example) * np.nan
+        return (
+            (self.values.mean(example) - base) / span
+            if span
+            else self.values.mean(example) * np.nan
+        )
 
     def interval(self, *, seed: int = 0, **cell: Any) -> Interval:
         """Return the effect of one cell with its clustered 95 % interval.
@@ -60,7 +64,9 @@ class Sweep(Result):
             **cell: Coordinates of the cell, such as ``layer=2, head=3``.
         """
         moved = self.values.sel(cell).to_numpy() - self.base
-        return cluster_ratio_bootstrap(moved, self.source - self.base, np.array(self.clusters), seed=seed)
+        return cluster_ratio_bootstrap(
+            moved, self.source - self.base, np.array(self.clusters), seed=seed
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each cell with its mean value and effect."""

@@ -88,7 +88,9 @@ class AttentionTap:
 
     def scores(self, rows: torch.Tensor, keys: int) -> torch.Tensor:
         """Pass what enters the softmax through."""
-        return self.through("attn.scores", rows, Rows(keys)) if "attn.scores" in self.names else rows
+        return (
+            self.through("attn.scores", rows, Rows(keys)) if "attn.scores" in self.names else rows
+        )
 
     def pattern(self, rows: torch.Tensor, keys: int) -> torch.Tensor:
         """Pass what leaves the softmax through, its sink columns separately."""

@@ -85,7 +85,11 @@ class Catalog:
         if reason:
             return SiteInfo(full, axes, False, False, reason)
         if name in READ_ONLY:
-            why = "dropped behind the softmax" if name == "attn.sink" else "computed from the norm's input"
+            why = (
+                "dropped behind the softmax"
+                if name == "attn.sink"
+                else "computed from the norm's input"
+            )
             return SiteInfo(full, axes, True, False, f"{why}; read only")
         if name in WRITE_ONLY:
             return SiteInfo(full, axes, False, True, "a port: write only")
@@ -128,7 +132,9 @@ class Catalog:
         if info.writable if write else info.readable:
             return
         what = "written" if write else "read"
-        near = "" if info.reason else nearest(info.name, [s.name for s in self.sites() if s.present])
+        near = (
+            "" if info.reason else nearest(info.name, [s.name for s in self.sites() if s.present])
+        )
         raise SiteAbsentError(f"{info.name} cannot be {what}: {info.reason}{near}.")
 
     def _check_path(self, site: Site) -> None:
@@ -137,7 +143,9 @@ class Catalog:
             self.module.get_submodule(path)
         except AttributeError:
             known = [name for name, _ in self.module.named_modules() if name]
-            raise SiteError(f"No module {path!r} in {type(self.module).__name__}{nearest(path, known)}.") from None
+            raise SiteError(
+                f"No module {path!r} in {type(self.module).__name__}{nearest(path, known)}."
+            ) from None
 
 
 def model_reason(anatomy: Anatomy, name: str) -> str:

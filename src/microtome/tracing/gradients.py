@@ -42,7 +42,9 @@ class Gradients:
     def __getitem__(self, site: str | Site) -> torch.Tensor:
         label = str(at(site))
         if label not in self.slopes:
-            raise SiteError(f"No gradient at {label}; there are {', '.join(self.slopes) or 'none'}.")
+            raise SiteError(
+                f"No gradient at {label}; there are {', '.join(self.slopes) or 'none'}."
+            )
         return self.slopes[label]
 
     @property
@@ -132,7 +134,9 @@ def graph_started(model: Model) -> Iterator[None]:
 
     def leaf_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
-            a.detach().requires_grad_(True) if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+            a.detach().requires_grad_(True)
+            if isinstance(a, torch.Tensor) and a.is_floating_point()
+            else a
             for a in args
         )
 

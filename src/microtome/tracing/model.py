@@ -166,7 +166,11 @@ class Model:
             interventions=interventions,
             grad=grad,
         )
-        batch = self.batch(prompts) if is_text_batch(self.module, self.anatomy) else plain_batch(prompts, self.device)
+        batch = (
+            self.batch(prompts)
+            if is_text_batch(self.module, self.anatomy)
+            else plain_batch(prompts, self.device)
+        )
         call = Call(
             of_batch(batch.lengths, batch.tokens.shape[1] if batch.tokens.ndim > 1 else 1),
             to=None if to is None else torch.device(to),
@@ -341,5 +345,3 @@ class Model:
             return f"Model({self.name!r}, {type(self.module).__name__}, module sites only)"
         a = self.anatomy
         return f"Model({self.name!r}, {a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model})"
-
-

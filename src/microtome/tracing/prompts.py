@@ -100,7 +100,9 @@ def batch_of(
             )
         if vocab is not None and not 0 <= min(row) <= max(row) < vocab:
             wrong = next(i for i in row if not 0 <= i < vocab)
-            raise PromptError(f"Prompt {number}: token id {wrong} is outside the vocabulary (0 to {vocab - 1}).")
+            raise PromptError(
+                f"Prompt {number}: token id {wrong} is outside the vocabulary (0 to {vocab - 1})."
+            )
     lengths = tuple(len(row) for row in rows)
     width = max(lengths)
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
@@ -124,7 +126,9 @@ def _rows(prompts: Prompts, tokenizer: Any, bos: bool) -> list[list[int]]:
     try:
         items = list(prompts)
     except TypeError:
-        raise PromptError(f"Prompts are texts or token ids; got {type(prompts).__name__}.") from None
+        raise PromptError(
+            f"Prompts are texts or token ids; got {type(prompts).__name__}."
+        ) from None
     if not items:
         raise PromptError("There are no prompts; expected at least one.")
     if all(isinstance(i, int) and not isinstance(i, bool) for i in items):

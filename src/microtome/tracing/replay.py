@@ -95,9 +95,7 @@ def _base(
 ) -> BaseRun:
     from microtome.models.discovery import logits_of
 
-    return BaseRun(
-        batch.tokens, batch.lengths, (*streams, last), tuple(calls), logits_of(output)
-    )
+    return BaseRun(batch.tokens, batch.lengths, (*streams, last), tuple(calls), logits_of(output))
 
 
 def _split(
@@ -217,7 +215,9 @@ def tail(model: Model, stream: torch.Tensor, positions: torch.Tensor) -> torch.T
     """
     anatomy = require_anatomy(model.anatomy, "The tail")
     if not anatomy.tail.exact or anatomy.final_norm is None or anatomy.tail.head is None:
-        raise ModelSupportError(f"The logits cannot be read off the last stream: {anatomy.tail.reason}.")
+        raise ModelSupportError(
+            f"The logits cannot be read off the last stream: {anatomy.tail.reason}."
+        )
     rows = torch.arange(stream.shape[0], device=stream.device).unsqueeze(1)
     with torch.no_grad():
         read = stream[rows, positions.to(stream.device)]

@@ -43,7 +43,9 @@ def aligned_source(
     if source is None:
         raise ShapeError(f"{intervention} has no source.")
     if intervention.operation == "mean":
-        return _expanded(source.mean_of(name, by_position=intervention.by_position), value, intervention)
+        return _expanded(
+            source.mean_of(name, by_position=intervention.by_position), value, intervention
+        )
     return _align(intervention, source.value(name), source, value, axes, positions)
 
 
@@ -102,7 +104,9 @@ def _source_rows(intervention: Intervention, stored: int, batch: int) -> list[in
         raise SelectorError(f"{intervention}: {len(changed)} rows but {len(origin)} source_rows.")
     wrong = [r for r in origin if not -stored <= r < stored]
     if wrong:
-        raise SelectorError(f"{intervention}: source row {wrong[0]} is out of range; there are {stored}.")
+        raise SelectorError(
+            f"{intervention}: source row {wrong[0]} is out of range; there are {stored}."
+        )
     rows = [0] * batch
     for row, source_row in zip(changed, origin, strict=True):
         rows[row % batch] = source_row % stored
@@ -142,21 +146,27 @@ def _by_position(
         shift = positions.pads[row] - positions.offset
         first, last = max(0, shift), min(value.shape[1], stored.shape[1] + shift)
         if last > first:
-            aligned[row, first:last] = stored[source_row, first - shift : last - shift].to(value.dtype)
+            aligned[row, first:last] = stored[source_row, first - shift : last - shift].to(
+                value.dtype
+            )
     return aligned
 
 
 def _corner(stored: torch.Tensor, value: torch.Tensor, intervention: Intervention) -> torch.Tensor:
     """Lay scores or patterns over the top left corner that both have."""
     if stored.shape[1] != value.shape[1]:
-        raise ShapeError(f"{intervention}: the source has {stored.shape[1]} heads, not {value.shape[1]}.")
+        raise ShapeError(
+            f"{intervention}: the source has {stored.shape[1]} heads, not {value.shape[1]}."
+        )
     queries, keys = (min(a, b) for a, b in zip(stored.shape[2:], value.shape[2:], strict=True))
     aligned = value.clone()
     aligned[:, :, :queries, :keys] = stored[:, :, :queries, :keys]
     return aligned
 
 
-def _same_shape(stored: torch.Tensor, value: torch.Tensor, intervention: Intervention) -> torch.Tensor:
+def _same_shape(
+    stored: torch.Tensor, value: torch.Tensor, intervention: Intervention
+) -> torch.Tensor:
     if stored.shape != value.shape:
         raise ShapeError(
             f"{intervention}: the source has shape {tuple(stored.shape)}, the value {tuple(value.shape)}."

@@ -12,7 +12,13 @@ from torch import nn
 
 from microtome.errors import SelectorError, SiteAbsentError
 from microtome.models import hf
-from microtome.models.anatomy import Anatomy, AttentionAnatomy, BlockAnatomy, HeadColumns, MLPAnatomy
+from microtome.models.anatomy import (
+    Anatomy,
+    AttentionAnatomy,
+    BlockAnatomy,
+    HeadColumns,
+    MLPAnatomy,
+)
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.norms import centers
 
@@ -57,7 +63,9 @@ class Weights:
         anatomy = self._anatomy()
         if anatomy.tail.head is None:
             raise SiteAbsentError(f"W_U: {anatomy.tail.reason}.")
-        weight = hf.projection_weight(self.module.get_submodule(anatomy.tail.head)) * anatomy.tail.scale
+        weight = (
+            hf.projection_weight(self.module.get_submodule(anatomy.tail.head)) * anatomy.tail.scale
+        )
         return self._folded(weight, anatomy.final_norm)
 
     def W_Q(self, layer: int, head: int) -> torch.Tensor:
@@ -111,7 +119,9 @@ class Weights:
         """Output vectors of the neurons ``[neuron, d_model]``."""
         mlp = self._mlp(layer)
         if mlp.down is None:
-            raise SiteAbsentError(f"neuron_out of block {layer}: no projection from its neurons was found.")
+            raise SiteAbsentError(
+                f"neuron_out of block {layer}: no projection from its neurons was found."
+            )
         return hf.projection_weight(self.module.get_submodule(mlp.down)) * mlp.scale
 
     def _anatomy(self) -> Anatomy:
@@ -182,7 +192,9 @@ class Weights:
     @staticmethod
     def _check(number: int, size: int, what: str) -> None:
         if not 0 <= number < size:
-            raise SelectorError(f"{what} {number} is out of range; there are {size} (0 to {size - 1}).")
+            raise SelectorError(
+                f"{what} {number} is out of range; there are {size} (0 to {size - 1})."
+            )
 
 
 def norm_gain(norm: nn.Module) -> torch.Tensor:

@@ -73,7 +73,9 @@ def _check(model: Model, tokens: torch.Tensor, name: str, plain: Trace) -> str:
     before = model.trace(tokens, capture=capture)[name]
     seen = relative_error(after[name], _changed(before))
     bound = 1e-5 if before.dtype == torch.float32 else 0.05
-    return "" if seen <= bound else f"the written value was seen with a relative error of {seen:.1e}"
+    return (
+        "" if seen <= bound else f"the written value was seen with a relative error of {seen:.1e}"
+    )
 
 
 def _changed(value: torch.Tensor) -> torch.Tensor:

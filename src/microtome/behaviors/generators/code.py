@@ -39,7 +39,9 @@ def quote_closing(n: int = 200, *, seed: int = 0) -> Behavior:
         "exception": lambda w: _quoted(w, lambda s: f"raise ValueError({s}"),
         "dictionary key": lambda w: _quoted(w, lambda s: f"{w.one('name')} = {{{s}"),
         "subscript": lambda w: _quoted(w, lambda s: f"{w.one('name')}[{s}"),
-        "keyword argument": lambda w: _quoted(w, lambda s: f"{w.one('function')}({w.one('name')}={s}"),
+        "keyword argument": lambda w: _quoted(
+            w, lambda s: f"{w.one('function')}({w.one('name')}={s}"
+        ),
     }
     return generate(
         "quote-closing",
@@ -68,7 +70,8 @@ def _quoted(w: Words, place: Callable[[str], str]) -> Draft:
     # the same frame around both quotes: place() draws words, so it runs once
     frame = place("⟦slot⟧")
     clean, corrupt = (
-        before + frame.replace("⟦slot⟧", f"⟦opening quote:{q}⟧⟦string:{body}⟧") for q in (quote, other)
+        before + frame.replace("⟦slot⟧", f"⟦opening quote:{q}⟧⟦string:{body}⟧")
+        for q in (quote, other)
     )
     features = {
         "opening quote": "single" if quote == "'" else "double",
@@ -103,7 +106,9 @@ def bracket_closing(n: int = 200, *, seed: int = 0) -> Behavior:
     }
     test = {
         "closed pair between": lambda w: _bracketed(w, "{o}{a}, {f}({b}), {i}{c}, {d}"),
-        "return": lambda w: _bracketed(w, "def {f}({d}):\n    return {o}{i}{a}, {b}", assigned=False),
+        "return": lambda w: _bracketed(
+            w, "def {f}({d}):\n    return {o}{i}{a}, {b}", assigned=False
+        ),
         "for loop": lambda w: _bracketed(w, "for {d} in {o}{i}{a}, {b}", assigned=False),
         "list of three": lambda w: _bracketed(w, "{o}{i}{a}, {b}, {c}"),
     }
@@ -135,7 +140,9 @@ def _bracketed(w: Words, shape: str, *, depth: int = 2, assigned: bool = True) -
         "depth": float(depth),
         "items inside": float(shape.split("{i}")[1].count("{")),
     }
-    return Draft(text(outer, inner), text(inner, outer), _CLOSER[inner], _CLOSER[outer], a, features)
+    return Draft(
+        text(outer, inner), text(inner, outer), _CLOSER[inner], _CLOSER[outer], a, features
+    )
 
 
 def self_assignment(n: int = 200, *, seed: int = 0) -> Behavior:
@@ -194,7 +201,11 @@ def _assigned(
     def text(name: str) -> str:
         return f"{head}        self.⟦attribute:{name}⟧ ="
 
-    features = {"parameters": float(count), "place in signature": float(stored + 1), "stored before": float(stored)}
+    features = {
+        "parameters": float(count),
+        "place in signature": float(stored + 1),
+        "stored before": float(stored),
+    }
     return Draft(text(right), text(wrong), f" {right}", f" {wrong}", right, features)
 
 
@@ -266,4 +277,3 @@ GENERATORS: dict[str, Callable[..., Behavior]] = {
     "default-or-close": default_or_close,
 }
 """Generators of code behaviors by name."""
-

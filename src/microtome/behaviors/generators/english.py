@@ -34,14 +34,26 @@ def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
     train = {
         "when": lambda w: _gift(w, "When {a} and {b} went to the {place}, {s} gave a {gift} to"),
         "then": lambda w: _gift(w, "{a} and {b} went to the {place}. Then {s} gave a {gift} to"),
-        "after": lambda w: _gift(w, "After {a} and {b} came to the {place}, {s} handed the {gift} to"),
-        "while": lambda w: _gift(w, "While {a} and {b} were at the {place}, {s} gave the {gift} to"),
-        "friends": lambda w: _gift(w, "{a} and {b} are friends. At the {place}, {s} showed a {gift} to"),
-        "long day": lambda w: _gift(w, "It was a long day for {a} and {b}. {s} brought a {gift} to"),
+        "after": lambda w: _gift(
+            w, "After {a} and {b} came to the {place}, {s} handed the {gift} to"
+        ),
+        "while": lambda w: _gift(
+            w, "While {a} and {b} were at the {place}, {s} gave the {gift} to"
+        ),
+        "friends": lambda w: _gift(
+            w, "{a} and {b} are friends. At the {place}, {s} showed a {gift} to"
+        ),
+        "long day": lambda w: _gift(
+            w, "It was a long day for {a} and {b}. {s} brought a {gift} to"
+        ),
     }
     test = {
-        "one day": lambda w: _gift(w, "One day, {a} and {b} met in the {place}. {s} wanted to give a {gift} to"),
-        "found": lambda w: _gift(w, "{a} found {b} near the {place}, and {s} offered the {gift} to"),
+        "one day": lambda w: _gift(
+            w, "One day, {a} and {b} met in the {place}. {s} wanted to give a {gift} to"
+        ),
+        "found": lambda w: _gift(
+            w, "{a} found {b} near the {place}, and {s} offered the {gift} to"
+        ),
         "since": lambda w: _gift(w, "Since {a} and {b} liked the {place}, {s} sold a {gift} to"),
     }
     return generate(
@@ -67,8 +79,14 @@ def _gift(w: Words, shape: str) -> Draft:
         named = {"a": f"⟦first name:{a}⟧", "b": f"⟦second name:{b}⟧", "s": f"⟦giver:{giver}⟧"}
         return shape.format(**named, **words)
 
-    features = {"giver named": "first" if first else "second", "place": words["place"], "gift": words["gift"]}
-    return Draft(text(subject), text(receiver), f" {receiver}", f" {subject}", words["place"], features)
+    features = {
+        "giver named": "first" if first else "second",
+        "place": words["place"],
+        "gift": words["gift"],
+    }
+    return Draft(
+        text(subject), text(receiver), f" {receiver}", f" {subject}", words["place"], features
+    )
 
 
 def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
@@ -83,17 +101,29 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
         them.
     """
     train = {
-        "once": lambda w: _pronoun(w, "Once upon a time, there was a {x}.", "Once upon a time, there was {x}."),
+        "once": lambda w: _pronoun(
+            w, "Once upon a time, there was a {x}.", "Once upon a time, there was {x}."
+        ),
         "happy": lambda w: _pronoun(w, "The {x} was very happy.", "{x} was very happy."),
-        "one day": lambda w: _pronoun(w, "One day, the {x} went to the park.", "One day, {x} went to the park."),
+        "one day": lambda w: _pronoun(
+            w, "One day, the {x} went to the park.", "One day, {x} went to the park."
+        ),
         "friend": lambda w: _pronoun(w, "The {x} had a big red ball.", "{x} had a big red ball."),
-        "loved": lambda w: _pronoun(w, "The {x} loved to play outside.", "{x} loved to play outside."),
+        "loved": lambda w: _pronoun(
+            w, "The {x} loved to play outside.", "{x} loved to play outside."
+        ),
         "home": lambda w: _pronoun(w, "Then the {x} went home.", "Then {x} went home."),
     }
     test = {
-        "little": lambda w: _pronoun(w, "There was a little {x} who liked to run.", "There was little {x} who liked to run."),
-        "saw": lambda w: _pronoun(w, "The {x} saw a dog in the garden.", "{x} saw a dog in the garden."),
-        "sad": lambda w: _pronoun(w, "In the house, the {x} was sad.", "In the house, {x} was sad."),
+        "little": lambda w: _pronoun(
+            w, "There was a little {x} who liked to run.", "There was little {x} who liked to run."
+        ),
+        "saw": lambda w: _pronoun(
+            w, "The {x} saw a dog in the garden.", "{x} saw a dog in the garden."
+        ),
+        "sad": lambda w: _pronoun(
+            w, "In the house, the {x} was sad.", "In the house, {x} was sad."
+        ),
         "wanted": lambda w: _pronoun(w, "The {x} wanted to go home.", "{x} wanted to go home."),
     }
     return generate(
@@ -120,7 +150,11 @@ def _pronoun(w: Words, noun_shape: str, name_shape: str) -> Draft:
     clean, corrupt = (girl, boy) if female else (boy, girl)
     right, wrong = (" She", " He") if female else (" He", " She")
     texts = [shape.format(x=f"⟦person:{x}⟧") for x in (clean, corrupt)]
-    features = {"gender": "female" if female else "male", "named": girl[0].isupper(), "letters": float(len(clean))}
+    features = {
+        "gender": "female" if female else "male",
+        "named": girl[0].isupper(),
+        "letters": float(len(clean)),
+    }
     return Draft(texts[0], texts[1], right, wrong, clean, features)
 
 
@@ -185,7 +219,9 @@ def _agreement(w: Words, shape: str, attractors: int) -> Draft:
     features = {
         "subject": "plural" if many else "singular",
         "attractors": float(attractors),
-        "nearest attractor": ("plural" if numbers[attractors - 1] else "singular") if attractors else "none",
+        "nearest attractor": ("plural" if numbers[attractors - 1] else "singular")
+        if attractors
+        else "none",
     }
     return Draft(text(many), text(not many), right, wrong, noun, features)
 
@@ -237,7 +273,14 @@ def _repeated(w: Words, separator: str, count: int, *, joined: str = "") -> Draf
         return " " + between.join(marks) + between + f"⟦last word:{last}⟧" + between.rstrip(" ")
 
     features = {"words": float(count), "distance": float(count - place), "place": float(place + 1)}
-    return Draft(text(words[place]), text(words[other]), f" {words[place + 1]}", f" {words[other + 1]}", words[place], features)
+    return Draft(
+        text(words[place]),
+        text(words[other]),
+        f" {words[place + 1]}",
+        f" {words[other + 1]}",
+        words[place],
+        features,
+    )
 
 
 def entity_tracking(n: int = 200, *, seed: int = 0) -> Behavior:
@@ -251,17 +294,33 @@ def entity_tracking(n: int = 200, *, seed: int = 0) -> Behavior:
         Pairs that differ in the thing that is asked for.
     """
     train = {
-        "is in": lambda w: _tracked(w, "The {a} is in the {x}. The {b} is in the {y}. The {q} is in the"),
-        "put": lambda w: _tracked(w, "She put the {a} in the {x} and the {b} in the {y}. The {q} is in the"),
+        "is in": lambda w: _tracked(
+            w, "The {a} is in the {x}. The {b} is in the {y}. The {q} is in the"
+        ),
+        "put": lambda w: _tracked(
+            w, "She put the {a} in the {x} and the {b} in the {y}. The {q} is in the"
+        ),
         "has": lambda w: _tracked(w, "The {x} has the {a}. The {y} has the {b}. The {q} is in the"),
-        "there": lambda w: _tracked(w, "There is a {a} in the {x} and a {b} in the {y}. The {q} is in the"),
-        "saw": lambda w: _tracked(w, "He saw the {a} in the {x} and the {b} in the {y}. The {q} was in the"),
-        "look": lambda w: _tracked(w, "The {a} is in the {x}, the {b} is in the {y}. Look for the {q} in the"),
+        "there": lambda w: _tracked(
+            w, "There is a {a} in the {x} and a {b} in the {y}. The {q} is in the"
+        ),
+        "saw": lambda w: _tracked(
+            w, "He saw the {a} in the {x} and the {b} in the {y}. The {q} was in the"
+        ),
+        "look": lambda w: _tracked(
+            w, "The {a} is in the {x}, the {b} is in the {y}. Look for the {q} in the"
+        ),
     }
     test = {
-        "inside": lambda w: _tracked(w, "Inside the {x} is the {a}. Inside the {y} is the {b}. The {q} is inside the"),
-        "moved": lambda w: _tracked(w, "The {a} was moved to the {x}. The {b} was moved to the {y}. The {q} is in the"),
-        "contains": lambda w: _tracked(w, "The {x} contains the {a}, and the {y} contains the {b}. They found the {q} in the"),
+        "inside": lambda w: _tracked(
+            w, "Inside the {x} is the {a}. Inside the {y} is the {b}. The {q} is inside the"
+        ),
+        "moved": lambda w: _tracked(
+            w, "The {a} was moved to the {x}. The {b} was moved to the {y}. The {q} is in the"
+        ),
+        "contains": lambda w: _tracked(
+            w, "The {x} contains the {a}, and the {y} contains the {b}. They found the {q} in the"
+        ),
     }
     return generate(
         "entity-tracking",
@@ -284,7 +343,12 @@ def _tracked(w: Words, shape: str) -> Draft:
     first = w.chance(0.5)
 
     def text(asked: str) -> str:
-        marked = {"a": f"⟦first thing:{a}⟧", "b": f"⟦second thing:{b}⟧", "x": f"⟦first place:{x}⟧", "y": f"⟦second place:{y}⟧"}
+        marked = {
+            "a": f"⟦first thing:{a}⟧",
+            "b": f"⟦second thing:{b}⟧",
+            "x": f"⟦first place:{x}⟧",
+            "y": f"⟦second place:{y}⟧",
+        }
         return shape.format(**marked, q=f"⟦asked:{asked}⟧")
 
     right, wrong, asked, other = (x, y, a, b) if first else (y, x, b, a)

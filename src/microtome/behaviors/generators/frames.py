@@ -53,15 +53,22 @@ class Words:
         random: Source of chance.
     """
 
-    def __init__(self, lists: Mapping[str, Sequence[str]], split: Split, random: np.random.Generator) -> None:
+    def __init__(
+        self, lists: Mapping[str, Sequence[str]], split: Split, random: np.random.Generator
+    ) -> None:
         self.random = random
-        self._lists = {name: [w for w in words if split_of_word(w, words) == split] for name, words in lists.items()}
+        self._lists = {
+            name: [w for w in words if split_of_word(w, words) == split]
+            for name, words in lists.items()
+        }
 
     def some(self, name: str, count: int) -> list[str]:
         """Return different words of a list."""
         words = self._lists[name]
         if len(words) < count:
-            raise ConfigError(f"The word list {name!r} has {len(words)} words in this split; {count} are needed.")
+            raise ConfigError(
+                f"The word list {name!r} has {len(words)} words in this split; {count} are needed."
+            )
         return [words[int(i)] for i in self.random.choice(len(words), size=count, replace=False)]
 
     def one(self, name: str) -> str:
