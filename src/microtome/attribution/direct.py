@@ -1,4 +1,4 @@
-"""Direct logit attribution: what each head and MLP writes to the metric through the frozen final norm."""
+"""Direct logit attribution: what heads and MLPs write to the metric past the frozen final norm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from microtome.tracing.model import Model
 
 NOTE = (
-    "The final norm's scale is frozen at its value on each clean prompt; with that fixed, the parts add "
+    "The final norm's scale is frozen at its value on each clean prompt; with that fixed, the "
+    "parts add "
     "up to the metric exactly. What a part does through later parts is not counted."
 )
 
@@ -108,7 +109,8 @@ def _additive(model: Model) -> Anatomy:
             or block.mlp.added is None
         ):
             raise ModelSupportError(
-                f"Direct logit attribution does not apply to {model.name}: what the heads or the MLP of "
+                f"Direct logit attribution does not apply to {model.name}: what the heads or the "
+                f"MLP of "
                 f"block {number} write does not add up in the residual stream."
             )
     return anatomy
@@ -126,10 +128,15 @@ def _split(
 ) -> dict[str, np.ndarray]:
     trace = model.trace(
         chunk.clean,
-        capture=["blocks.0.resid_pre[pos=-1]", "attn.z[pos=-1]", "attn.out[pos=-1]", "mlp.out[pos=-1]",
-                 f"blocks.{anatomy.n_layers - 1}.resid_post[pos=-1]"],
+        capture=[
+            "blocks.0.resid_pre[pos=-1]",
+            "attn.z[pos=-1]",
+            "attn.out[pos=-1]",
+            "mlp.out[pos=-1]",
+            f"blocks.{anatomy.n_layers - 1}.resid_post[pos=-1]",
+        ],
         logits="last",
-    )  # fmt: skip
+    )
     norm = model.module.get_submodule(anatomy.final_norm or "")
     last = trace[f"blocks.{anatomy.n_layers - 1}.resid_post[pos=-1]"][:, 0].float()
     reader = _Reader(norm, last, directions)

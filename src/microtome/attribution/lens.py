@@ -19,7 +19,8 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...] | list[int]) -> Logit
     """Read the next-token distribution off the residual stream at every layer and position.
 
     The stream of each block goes through the model's own final norm and unembedding
-    (nostalgebraist, 2020). What it says of early layers is a view, not what the model computes with.
+    (nostalgebraist, 2020). What it says of early layers is a view, not what the model computes
+    with.
 
     Args:
         model: A transformer.

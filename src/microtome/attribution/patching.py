@@ -1,4 +1,4 @@
-"""Attribution patching: a first-order estimate of patching every head and MLP, in one backward pass."""
+"""Attribution patching: a first-order estimate for every head and MLP, in one backward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from microtome.tracing.trace import Trace
 
 MEANING = (
-    "Estimated change of the metric when the component's value in the {base} run is replaced by that of the "
+    "Estimated change of the metric when the component's value in the {base} run is replaced by "
+    "that of the "
     "{other} run (first order; Nanda 2023)."
 )
 
@@ -105,7 +106,8 @@ def _single_row(name: str | Metric) -> LastTokenMetric:
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(
-            f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} does not."
+            f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} "
+            f"does not."
         )
     return chosen
 

@@ -1,7 +1,8 @@
 """What predicts the answer without the model: n-grams with backoff and a bag of words.
 
 Both are fitted on the train split, on clean prompts with their answers and corrupt prompts with
-theirs, and then choose between the answer and the wrong answer of each test item. A tie counts half.
+theirs, and then choose between the answer and the wrong answer of each test item. A tie counts
+half.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _labelled(examples: Examples) -> Iterator[tuple[Tokens, int]]:
 
 
 def ngram_accuracy(train: Examples, test: Examples) -> np.ndarray:
-    """Return for each test example whether the longest seen n-gram prefers the answer (0, 0.5 or 1)."""
+    """Return whether the longest seen n-gram prefers each test item's answer: 0, 0.5 or 1."""
     counts: Counter[tuple[Tokens, int]] = Counter()
     for prompt, answer in _labelled(train):
         for size in range(LONGEST + 1):
@@ -44,7 +45,7 @@ def _ngram_choice(counts: Counter[tuple[Tokens, int]], example: Example) -> floa
 
 
 def bag_of_words_accuracy(train: Examples, test: Examples, *, seed: int = 0) -> np.ndarray:
-    """Return for each test example whether a logistic regression on token counts prefers the answer.
+    """Return whether a logistic regression on token counts prefers each test item's answer.
 
     Answers that never occur in the train split are as good as one another, which counts half.
     """

@@ -62,7 +62,8 @@ class Behavior:
         """Return the behavior as token ids for a model, or for a tokenizer.
 
         Args:
-            model: A model, or a Hugging Face tokenizer (then without a beginning-of-sequence token).
+            model: A model, or a Hugging Face tokenizer (then without a beginning-of-sequence
+                token).
             max_length: Longest prompt in tokens; the model's context by default.
 
         Raises:
@@ -93,7 +94,7 @@ class Behavior:
         )
 
     def shuffle(self, seed: int) -> Behavior:
-        """Return the behavior with right and wrong answers exchanged in a random half of the items."""
+        """Return the behavior with right and wrong answers exchanged in a random half."""
         order = rng(seed, "shuffle", self.name)
         swaps = order.permutation(len(self.items)) % 2 == 1
         items = tuple(

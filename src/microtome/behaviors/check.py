@@ -70,7 +70,10 @@ class Check(Result):
         shown = f"accuracy {self.accuracy} on {self.n} held-out items in {self.clusters} clusters"
         if self.passed:
             name, best = self.best_baseline
-            return f"The model shows {self.behavior}: {shown}, against {best.value:.3g} for the {name} baseline."
+            return (
+                f"The model shows {self.behavior}: {shown}, against {best.value:.3g} for the "
+                f"{name} baseline."
+            )
         return (
             f"There is nothing to explain in {self.behavior}: {shown}; "
             + "; ".join(self.reasons)
@@ -83,9 +86,9 @@ def check(
 ) -> Check:
     """Apply the gate of the fixed rules to a model and a behavior.
 
-    On the test split, the lower bound of accuracy has to be above chance and above the best baseline
-    fitted on the train split, and the metric on clean and corrupt prompts has to differ by more than
-    three clustered standard errors.
+    On the test split, the lower bound of accuracy has to be above chance and above the best
+    baseline fitted on the train split, and the metric on clean and corrupt prompts has to differ by
+    more than three clustered standard errors.
 
     Args:
         model: The model.
@@ -150,7 +153,8 @@ def gate_reasons(
     for name, baseline in baselines.items():
         if not accuracy.low > baseline.value:
             reasons.append(
-                f"the lower bound of accuracy, {accuracy.low:.3g}, is not above the {name} baseline, "
+                f"the lower bound of accuracy, {accuracy.low:.3g}, is not above the {name} "
+                f"baseline, "
                 f"{baseline.value:.3g}"
             )
     if not separation > SEPARATION:

@@ -23,7 +23,8 @@ def natural(
     """Cut items of a code behavior from real Python files.
 
     Args:
-        behavior: ``quote-closing``, ``bracket-closing``, ``self-assignment`` or ``default-or-close``.
+        behavior: ``quote-closing``, ``bracket-closing``, ``self-assignment`` or
+            ``default-or-close``.
         paths: Files to read; by default those of the running Python's standard library. A file that
             a model was trained on is no test of it.
         n: How many items, at most four from one file.

@@ -114,7 +114,8 @@ class Examples(Sequence[Example]):
         if not part.items:
             counts = ", ".join(f"{s} {sum(e.split == s for e in self.items)}" for s in SPLITS)
             raise EmptyDataError(
-                f"{self.behavior}: the {name} split holds no examples ({counts}). {self.drop_report()}"
+                f"{self.behavior}: the {name} split holds no examples ({counts}). "
+                f"{self.drop_report()}"
             )
         return part
 
@@ -168,8 +169,9 @@ def prepare(
 ) -> Examples:
     """Turn items into token ids and keep as many as wanted in each split.
 
-    Items with one-token answers are preferred. An item is dropped when its prompts differ in length,
-    its answers begin with the same token, it is too long, or the tokenizer merges prompt and answer.
+    Items with one-token answers are preferred. An item is dropped when its prompts differ in
+    length, its answers begin with the same token, it is too long, or the tokenizer merges prompt
+    and answer.
 
     Args:
         items: A pool of items.
@@ -309,7 +311,7 @@ def _continuations(
 def _token_roles(
     item: Item, spans: list[Span], other: list[Span], length: int
 ) -> dict[str, tuple[int, int]]:
-    """Return the token range of each role, covering it in both prompts, and that of the last token."""
+    """Return the token range of each role, covering it in both prompts, and the last token."""
     roles: dict[str, tuple[int, int]] = {}
     for name, (clean, corrupt) in item.roles.items():
         covered = _covering(clean, spans) + _covering(corrupt, other)

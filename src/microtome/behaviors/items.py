@@ -1,4 +1,4 @@
-"""Items: pairs of clean and corrupt prompts as text, with answers, named token ranges and features."""
+"""Items: pairs of clean and corrupt prompts as text, with answers, roles and features."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Behaviors from a user's JSONL or CSV file; errors name the row.
 
 Columns: ``clean``, ``corrupt``, ``answer`` (or ``answers``), ``wrong`` (or ``wrongs``); optional
-``cluster``, ``template``, ``split``, ``feature.NAME``. In CSV several answers are separated by ``|``.
-Without ``split``, clusters (or rows) are spread over the splits by a seed.
+``cluster``, ``template``, ``split``, ``feature.NAME``. In CSV several answers are separated by
+``|``. Without ``split``, clusters (or rows) are spread over the splits by a seed.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class SequenceLogProbability:
         return (*example.answers, *example.wrongs)
 
     def reads(self, example: Example) -> tuple[int, ...]:
-        """Return the positions that predict the longest continuation, relative to the prompt's end."""
+        """Return the positions that predict the longest continuation, from the prompt's end."""
         longest = max(len(t) for t in self.continuations(example))
         return tuple(range(-1, longest - 1))
 
@@ -145,8 +145,8 @@ class SequenceLogProbability:
         """Return the log-probability of each row's continuation.
 
         Args:
-            logits: ``[batch, pos, vocab]`` of prompts with continuations, examples in order and each
-                with all its continuations.
+            logits: ``[batch, pos, vocab]`` of prompts with continuations, examples in order and
+                each with all its continuations.
             lengths: Tokens of each row, continuation included.
             examples: The example of each row.
         """

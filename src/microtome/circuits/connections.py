@@ -1,7 +1,8 @@
-"""How nodes of a circuit act on one another: the change of one node's support when another is ablated.
+"""How nodes of a circuit act on one another: one node's support when another is ablated.
 
-The weight of ``u -> v`` is what v supports the metric with (first order, in the clean run) minus what is
-left of it when u alone gives its corrupt value. It counts all ways from u to v, not only the direct one.
+The weight of ``u -> v`` is what v supports the metric with (first order, in the clean run) minus
+what is left of it when u alone gives its corrupt value. It counts all ways from u to v, not only
+the direct one.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _of(value: torch.Tensor, node: str) -> torch.Tensor:
 
 
 def _before(source: str, target: str) -> bool:
-    """Return whether a node can act on another: an earlier block, or attention on the block's MLP."""
+    """Return whether a node can act on another: from an earlier block, or attention on MLP."""
     a, b = layer_of(source), layer_of(target)
     return a < b or (a == b and head_of(source) is not None and head_of(target) is None)
 

@@ -1,4 +1,4 @@
-"""Evaluating circuits: faithfulness, complement, curves, minimality; ratios of means with clustered intervals."""
+"""Evaluating circuits: faithfulness, complement, curves and minimality."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def takeovers(
     ablation: Ablation = "resample",
     metric: str = "logit_difference",
 ) -> dict[str, tuple[float, float]]:
-    """Return what each node outside the circuit carries, with the circuit present and with it ablated.
+    """Return what each node outside carries, with the circuit present and with it ablated.
 
     Returns:
         Node to (share of the metric lost when it alone is ablated, share lost when it is ablated

@@ -1,4 +1,4 @@
-"""Finding a circuit: attribution at both ends ranks the nodes, exact ablation confirms the strongest."""
+"""Finding a circuit: attribution at both ends ranks the nodes, exact ablation confirms."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 METHODS = ("attribution", "exact")
 
 MEANING = {
-    "attribution": "Estimated support for the behavior: how much of the metric is lost when the node is "
-    "patched out of the clean run, averaged with how much returns when it is patched into the corrupt one.",
-    "exact": "Support for the behavior: how much of the metric is lost when this node alone is ablated.",
+    "attribution": "Estimated support for the behavior: how much of the metric is lost when the "
+    "node is "
+    "patched out of the clean run, averaged with how much returns when it is patched into the "
+    "corrupt one.",
+    "exact": "Support for the behavior: how much of the metric is lost when this node alone is "
+    "ablated.",
 }
 
 

@@ -1,4 +1,4 @@
-"""Nulls that are searched as hard as the circuit: twins, permuted answers; random subgraphs as a floor."""
+"""Nulls that are searched as hard as the circuit: twins and permuted answers."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def random_floor(
     metric: str,
     seed: int,
 ) -> np.ndarray:
-    """Return the guaranteed closeness of random subgraphs with as many heads and MLPs in each layer."""
+    """Return the guaranteed closeness of random subgraphs with as many parts in each layer."""
     random = rng(seed, "random subgraphs")
     drawn = [matched_nodes(circuit, random) for _ in range(RANDOM)]
     ablator = Ablator(model, test, ablation=ablation)

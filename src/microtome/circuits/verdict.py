@@ -107,7 +107,10 @@ def _grade(outcome: Mapping[str, str], backups: bool) -> str:
 
 
 def _gate(gate: Check | None) -> Rule:
-    demand = "lower bound of accuracy above chance and above the best baseline; clean and corrupt 3 standard errors apart"
+    demand = (
+        "lower bound of accuracy above chance and above the best baseline; clean and "
+        "corrupt 3 standard errors apart"
+    )
     if gate is None:
         return Rule("gate", demand, "not applied", "", "switched off")
     name, best = gate.best_baseline
@@ -126,7 +129,8 @@ def _sufficient(evaluation: Evaluation) -> Rule:
     f = evaluation.faithfulness
     return Rule(
         "sufficient",
-        f"whole interval of faithfulness on test inside [{low}, {high}] under {evaluation.ablation} ablation",
+        f"whole interval of faithfulness on test inside [{low}, {high}] under "
+        f"{evaluation.ablation} ablation",
         f"faithfulness {f}",
         "0 with everything ablated, 1 for the whole model",
         "pass" if f.within(low, high) else "fail",
@@ -135,7 +139,8 @@ def _sufficient(evaluation: Evaluation) -> Rule:
 
 def _better(evidence: Evidence) -> Rule:
     demand = (
-        f"guaranteed closeness to 1 above that of every circuit of equal size found the same way in "
+        f"guaranteed closeness to 1 above that of every circuit of equal size found the same way "
+        f"in "
         f"{NULLS} twins and for {NULLS} permutations of the answers"
     )
     if evidence.nulls is None:
@@ -146,7 +151,10 @@ def _better(evidence: Evidence) -> Rule:
     twins, permuted = (float(np.max(x)) for x in (evidence.nulls.twins, evidence.nulls.permuted))
     enough = len(evidence.nulls.twins) >= NULLS
     outcome = "pass" if own > max(twins, permuted) and enough else "fail"
-    baseline = f"best of {len(evidence.nulls.twins)} twins {twins:.3g}, of {len(evidence.nulls.permuted)} permutations {permuted:.3g}"
+    baseline = (
+        f"best of {len(evidence.nulls.twins)} twins {twins:.3g}, of "
+        f"{len(evidence.nulls.permuted)} permutations {permuted:.3g}"
+    )
     if len(evidence.nulls.random):
         baseline += f"; random subgraphs at most {float(np.max(evidence.nulls.random)):.3g}"
     return Rule("better than search", demand, f"{own:.3g}", baseline, outcome)
@@ -211,12 +219,22 @@ def _sentence(
             f"and the rule on {', '.join(failed) or 'the nulls'} is not met."
         )
     first = (
-        f"{size} of {total} heads and MLPs are sufficient under {evidence.evaluation.ablation} ablation on "
+        f"{size} of {total} heads and MLPs are sufficient under {evidence.evaluation.ablation} "
+        f"ablation on "
         f"{where}: they keep {f} of the effect."
     )
     moved = evidence.evaluation.moved
     if grade == GRADES[0]:
-        return f"{first} They are also necessary: ablating only them moves the metric {moved} of the way."
+        return (
+            f"{first} They are also necessary: ablating only them moves the metric {moved} of "
+            f"the way."
+        )
     if backups:
-        return f"{first} They are not necessary, because others take over when they are ablated: {', '.join(backups[:4])}."
-    return f"{first} They are not shown to be necessary: ablating only them moves the metric {moved} of the way."
+        return (
+            f"{first} They are not necessary, because others take over when they are ablated: "
+            f"{', '.join(backups[:4])}."
+        )
+    return (
+        f"{first} They are not shown to be necessary: ablating only them moves the metric "
+        f"{moved} of the way."
+    )

@@ -69,7 +69,8 @@ def verdict_card(verdict: Verdict, proof: Proof, circuit: Circuit) -> VerdictCar
             ),
         ),
         held_fixed=(
-            "Everything that clean and corrupt prompts share: the contrast explains only what differs.",
+            "Everything that clean and corrupt prompts share: the contrast explains only what "
+            "differs.",
             "The token and position embeddings, which are never ablated.",
         ),
         overturned_by=(

@@ -1,4 +1,4 @@
-"""Step 7, operate: the circuit ablated, the behavior and the drift on other text before and after."""
+"""Step 7, operate: the behavior and the drift elsewhere, before and after the ablation."""
 
 from __future__ import annotations
 

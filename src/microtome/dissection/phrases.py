@@ -28,7 +28,10 @@ def tokens_title(located: Located) -> str:
         return f"Before block {layer}, the last token already carries the answer"
     if not any(ends):
         return f"Before block {layer}, the answer still lies at earlier tokens"
-    return f"Before block {layer}, the answer is at the last token in {sum(ends)} of {len(ends)} prompts"
+    return (
+        f"Before block {layer}, the answer is at the last token in {sum(ends)} of {len(ends)} "
+        f"prompts"
+    )
 
 
 def streams_title(located: Located) -> str:
@@ -57,8 +60,14 @@ def heads_title(located: Located) -> str:
 def curve_title(kept: int, total: int, asked: float) -> str:
     """Say at which size the asked faithfulness is reached."""
     if kept == total:
-        return f"No circuit smaller than the model reaches a faithfulness within {number(1 - asked)} of 1"
-    return f"{kept} of {total} parts reach a faithfulness within {number(1 - asked)} of 1 on validation"
+        return (
+            f"No circuit smaller than the model reaches a faithfulness within "
+            f"{number(1 - asked)} of 1"
+        )
+    return (
+        f"{kept} of {total} parts reach a faithfulness within {number(1 - asked)} of 1 on "
+        f"validation"
+    )
 
 
 def controls_title(outcomes: list[str]) -> str:
@@ -71,8 +80,14 @@ def rule_title(reduction: Reduction) -> str:
     """Say what the rule predicts, beyond the task's own rule if anything."""
     agreement = percent(reduction.agreement.value)
     if np.isfinite(reduction.beyond) and reduction.beyond > 0.3:
-        return f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's answers, some of its errors too"
-    return f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's answers, but not its errors"
+        return (
+            f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's "
+            f"answers, some of its errors too"
+        )
+    return (
+        f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's answers, "
+        f"but not its errors"
+    )
 
 
 def operation_title(operation: Operation) -> str:
@@ -85,4 +100,7 @@ def operation_title(operation: Operation) -> str:
 
 def proof_text(proof: Proof) -> str:
     """Describe the sample of the proof."""
-    return f"{len(proof.evaluation.clusters)} items in {proof.clusters} clusters from {proof.templates} templates"
+    return (
+        f"{len(proof.evaluation.clusters)} items in {proof.clusters} clusters from "
+        f"{proof.templates} templates"
+    )

@@ -1,4 +1,4 @@
-"""Steps 3 and 4, cut and prove: the smallest circuit that reaches the asked faithfulness, and its controls."""
+"""Steps 3 and 4, cut and prove: the smallest faithful circuit, and its controls."""
 
 from __future__ import annotations
 

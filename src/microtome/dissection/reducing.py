@@ -25,7 +25,7 @@ DEPTH = 3
 """Questions from root to leaf at most."""
 
 CLASSES = 4
-"""Answers that are told apart by their text; behaviors with more are predicted as right or wrong."""
+"""Most answers told apart by their text; with more, right and wrong are predicted."""
 
 LEAF = 4
 """Train items in a leaf at least."""
@@ -123,7 +123,7 @@ def _right(example: Example, examples: Examples) -> str:
 
 
 def _answers(model: Model, examples: Examples) -> np.ndarray:
-    """Return the model's answer to each item: its token, or right and wrong where there are many."""
+    """Return the model's answer to each item: its token, or right and wrong for many."""
     hits = evaluate(model, examples, metric="accuracy").values
     if not _texts(examples):
         return np.where(hits > 0.5, "right", "wrong")
@@ -167,7 +167,7 @@ def _deviance(
     values: np.ndarray,
     test: Examples,
 ) -> float:
-    """Return the share of the metric's variance on test that the leaves explain, given the right answer."""
+    """Return the share of the metric's variance that the leaves explain beyond the answer."""
     leaves, tested = tree.apply(table), tree.apply(held)
     means = {leaf: float(trained[leaves == leaf].mean()) for leaf in np.unique(leaves)}
     guess = np.array([means[leaf] for leaf in tested])

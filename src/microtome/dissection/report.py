@@ -86,24 +86,55 @@ class _Report:
         found, check = self.found, self.found.check
         name, best = check.best_baseline
         rows = [
-            Control("accuracy", "lower bound above chance and above every baseline", str(check.accuracy), f"chance {number(check.chance)}", check.accuracy.low > max(check.chance, best.value)),
+            Control(
+                "accuracy",
+                "lower bound above chance and above every baseline",
+                str(check.accuracy),
+                f"chance {number(check.chance)}",
+                check.accuracy.low > max(check.chance, best.value),
+            ),
             *(
-                Control(f"{key} baseline", "below the lower bound of accuracy", str(b), None, check.accuracy.low > b.value)
+                Control(
+                    f"{key} baseline",
+                    "below the lower bound of accuracy",
+                    str(b),
+                    None,
+                    check.accuracy.low > b.value,
+                )
                 for key, b in check.baselines.items()
             ),
-            Control("shuffled twin", "reported beside", str(check.twin), f"chance {number(check.chance)}", None),
-            Control("separation", "clean and corrupt more than 3 clustered standard errors apart", f"{number(check.separation)} standard errors", f"clean {check.full}, corrupt {check.empty}", check.separation > 3),
-        ]  # fmt: skip
+            Control(
+                "shuffled twin",
+                "reported beside",
+                str(check.twin),
+                f"chance {number(check.chance)}",
+                None,
+            ),
+            Control(
+                "separation",
+                "clean and corrupt more than 3 clustered standard errors apart",
+                f"{number(check.separation)} standard errors",
+                f"clean {check.full}, corrupt {check.empty}",
+                check.separation > 3,
+            ),
+        ]
         shows = "shows" if check.passed else "does not show"
-        title = f"The model {shows} the behavior: {percent(check.accuracy.value)} right on unseen templates"
+        title = (
+            f"The model {shows} the behavior: {percent(check.accuracy.value)} right on "
+            f"unseen templates"
+        )
         blocks: list[Any] = [
-            f"{found.description} Every item is a pair of prompts that differ in what matters and in nothing "
-            "else; the model is asked for its preference between the two continuations. The test split has "
+            f"{found.description} Every item is a pair of prompts that differ in what matters "
+            f"and in nothing "
+            "else; the model is asked for its preference between the two continuations. The test "
+            "split has "
             "templates and words that the train split does not have.",
             self._figure(
-                f"Accuracy is {number(check.accuracy.value)}, the best baseline ({name}) reaches {number(best.value)}",
+                f"Accuracy is {number(check.accuracy.value)}, the best baseline ({name}) reaches "
+                f"{number(best.value)}",
                 ControlsTable(rows),
-                "Baselines are fitted on the train split and choose between the same two continuations. The "
+                "Baselines are fitted on the train split and choose between the same two "
+                "continuations. The "
                 "twin is the model with every weight tensor shuffled.",
                 baseline=f"{name} {number(best.value)}, chance {number(check.chance)}",
             ),
@@ -111,7 +142,8 @@ class _Report:
         if check.drops:
             dropped = "; ".join(f"{n} because {reason}" for reason, n in check.drops.items())
             blocks.append(
-                f"Of the generated items, these did not fit the model's tokenizer and were dropped: {dropped}."
+                f"Of the generated items, these did not fit the model's tokenizer and were "
+                f"dropped: {dropped}."
             )
         return Section(title, blocks, short="Check")
 
@@ -128,7 +160,8 @@ class _Report:
                     phrases.tokens_title(located),
                     figures.token_strips(located.tokens),
                     f"Test prompts, one of each template. The clean residual stream before block "
-                    f"{located.tokens[0].layer} is restored at one position of the corrupt run at a time; the color is the "
+                    f"{located.tokens[0].layer} is restored at one position of the corrupt run "
+                    f"at a time; the color is the "
                     "change of the logit difference.",
                     n=len(located.tokens),
                     clusters=len(located.tokens),
@@ -137,9 +170,12 @@ class _Report:
                 self._figure(
                     phrases.streams_title(located),
                     figures.stream_map(located),
-                    "The clean residual stream before each block is restored in the corrupt run at one named "
-                    "range of tokens. 0 is the corrupt run, 1 the clean one. Certified: a random sample of "
-                    f"cells, run naively, differs by at most {number(float(located.streams.certificate['difference']))} logits.",
+                    "The clean residual stream before each block is restored in the corrupt run "
+                    "at one named "
+                    "range of tokens. 0 is the corrupt run, 1 the clean one. Certified: a random "
+                    "sample of "
+                    f"cells, run naively, differs by at most "
+                    f"{number(float(located.streams.certificate['difference']))} logits.",
                     n=len(located.streams.base),
                     clusters=len(set(located.streams.clusters)),
                     interval="means; per-example values are in the result",
@@ -147,8 +183,10 @@ class _Report:
                 self._figure(
                     phrases.heads_title(located),
                     figures.head_map(located.scores, circuit),
-                    "Support of every head and MLP by attribution patching at both ends, on the train split. "
-                    f"Exact single ablations of all of them agree with a correlation of {agreement} over parts.",
+                    "Support of every head and MLP by attribution patching at both ends, on the "
+                    "train split. "
+                    f"Exact single ablations of all of them agree with a correlation of "
+                    f"{agreement} over parts.",
                     n=len(located.scores.values),
                     clusters=self._clusters("train"),
                     interval="means; standard errors in scores.csv",
@@ -171,7 +209,8 @@ class _Report:
         weakest = sorted(proof.minimality, key=lambda n: proof.minimality[n])
         spare = [n for n in weakest if proof.minimality[n] < 0.01]
         note = (
-            f" Dropping one part at a time from the circuit costs less than 0.01 of faithfulness for {len(spare)} of them, "
+            f" Dropping one part at a time from the circuit costs less than 0.01 of faithfulness "
+            f"for {len(spare)} of them, "
             "so the circuit is not minimal."
             if spare
             else " Each part, dropped alone, costs at least 0.01 of faithfulness."
@@ -184,8 +223,10 @@ class _Report:
                     if proof.connections
                     else "The parts of the circuit by layer",
                     shown,
-                    "Discs are heads, squares MLPs, filled by support. A connection is the part of the later "
-                    "node's support that is lost when the earlier one alone is corrupted, by all ways between "
+                    "Discs are heads, squares MLPs, filled by support. A connection is the part "
+                    "of the later "
+                    "node's support that is lost when the earlier one alone is corrupted, by all "
+                    "ways between "
                     "them; into the logits it is the direct contribution." + note,
                     n=32,
                     clusters=None,
@@ -194,8 +235,10 @@ class _Report:
                 self._figure(
                     phrases.curve_title(kept, total, asked),
                     figures.faithfulness_curve(curve, proof.nulls, kept),
-                    f"Everything outside the circuit is ablated ({curve.ablation}); the ranking comes from train, the "
-                    "size from validation. The gray band is what the same finder reaches in shuffled twins, each measured "
+                    f"Everything outside the circuit is ablated ({curve.ablation}); the ranking "
+                    f"comes from train, the "
+                    "size from validation. The gray band is what the same finder reaches in "
+                    "shuffled twins, each measured "
                     "against its own behavior.",
                     n=curve.faithfulness[0].n,
                     clusters=curve.faithfulness[0].clusters,
@@ -217,11 +260,13 @@ class _Report:
             f"The verdict: {verdict.grade}",
             (
                 verdict.sentence
-                + " The rules were fixed before looking; a rule that is not met is printed like any other.",
+                + " The rules were fixed before looking; a rule that is not met is printed like "
+                "any other.",
                 self._figure(
                     phrases.controls_title(outcomes),
                     figures.controls(verdict, proof),
-                    f"On {phrases.proof_text(proof)}. Stable core over bootstrap resamples: {core}. "
+                    f"On {phrases.proof_text(proof)}. Stable core over bootstrap resamples: "
+                    f"{core}. "
                     f"Parts that take over when the circuit is ablated: {backups}.",
                     baseline="in the table",
                 ),
@@ -248,15 +293,21 @@ class _Report:
                 self._figure(
                     phrases.rule_title(reduction),
                     figures.rule_tree(reduction, names),
-                    f"A decision tree over {len(reduction.features)} columns of named features, fitted on train, counted on "
-                    f"test. Agreement with the model {reduction.agreement}; its commonest answer {reduction.majority}; the "
-                    f"task's own rule {reduction.task_rule}; permuted features {reduction.permuted}. It predicts; that the "
+                    f"A decision tree over {len(reduction.features)} columns of named features, "
+                    f"fitted on train, counted on "
+                    f"test. Agreement with the model {reduction.agreement}; its commonest answer "
+                    f"{reduction.majority}; the "
+                    f"task's own rule {reduction.task_rule}; permuted features "
+                    f"{reduction.permuted}. It predicts; that the "
                     "model computes this way is not claimed.",
                     baseline=f"task's own rule {number(reduction.task_rule.value)}",
                 ),
-                f"Beyond the task's own rule: the model departs from the right answer on {reduction.departures} test items; the "
-                f"Matthews correlation between departures that the tree predicts and those that happen {beyond}. Given the "
-                f"right answer, the leaves explain {percent(reduction.deviance)} of the metric's variance. The tree says that "
+                f"Beyond the task's own rule: the model departs from the right answer on "
+                f"{reduction.departures} test items; the "
+                f"Matthews correlation between departures that the tree predicts and those that "
+                f"happen {beyond}. Given the "
+                f"right answer, the leaves explain {percent(reduction.deviance)} of the metric's "
+                f"variance. The tree says that "
                 f"the model will fail on {reduction.predicted_failures} test items, and it does on "
                 f"{reduction.confirmed_failures} of them." + (f" {failures}." if failures else ""),
             ),
@@ -274,10 +325,14 @@ class _Report:
                 self._figure(
                     phrases.operation_title(operation),
                     figures.operation_views(operation),
-                    f"The circuit's parts give their mean over train prompts. Before {operation.before}, after "
-                    f"{operation.after}. Drift is the divergence from the unchanged model at the end of "
-                    f"{operation.other_prompts} {operation.other}: {operation.drift} nats. After the interventions were taken "
-                    f"off, the logits were {'bit-equal' if operation.undone else 'NOT bit-equal'} to those before.",
+                    f"The circuit's parts give their mean over train prompts. Before "
+                    f"{operation.before}, after "
+                    f"{operation.after}. Drift is the divergence from the unchanged model at the "
+                    f"end of "
+                    f"{operation.other_prompts} {operation.other}: {operation.drift} nats. After "
+                    f"the interventions were taken "
+                    f"off, the logits were "
+                    f"{'bit-equal' if operation.undone else 'NOT bit-equal'} to those before.",
                     baseline="random ablations matched by layer and type",
                 ),
             ),
@@ -291,22 +346,47 @@ class _Report:
                 Details(
                     "Definitions",
                     terms=(
-                        ("m(N), m(0), m(C)", "the metric of the unchanged model, with every head and MLP ablated, and with everything outside the circuit ablated"),
-                        ("faithfulness", "(m(C) - m(0)) / (m(N) - m(0)), a ratio of means over items"),
-                        ("resample, mean, zero", "an ablated part gives its value in the corrupt run, its mean over train prompts of both kinds, or nothing"),
-                        ("guaranteed closeness", "1 - max(|1 - low|, |1 - high|) of the interval of faithfulness: the worst value that the interval allows"),
+                        (
+                            "m(N), m(0), m(C)",
+                            "the metric of the unchanged model, with every head and MLP ablated, "
+                            "and with everything outside the circuit ablated",
+                        ),
+                        (
+                            "faithfulness",
+                            "(m(C) - m(0)) / (m(N) - m(0)), a ratio of means over items",
+                        ),
+                        (
+                            "resample, mean, zero",
+                            "an ablated part gives its value in the corrupt run, its mean over "
+                            "train prompts of both kinds, or nothing",
+                        ),
+                        (
+                            "guaranteed closeness",
+                            "1 - max(|1 - low|, |1 - high|) of the interval of faithfulness: the "
+                            "worst value that the interval allows",
+                        ),
                         ("twin", "the same model with the entries of every weight tensor shuffled"),
                         ("cluster", "template and lexical frame; the unit of every interval"),
-                        ("support", "estimated loss of the metric when the part is patched out, averaged with the return when it is patched in"),
+                        (
+                            "support",
+                            "estimated loss of the metric when the part is patched out, averaged "
+                            "with the return when it is patched in",
+                        ),
                     ),
                 ),
                 Details(
                     "Settings and time",
-                    terms=tuple((str(k), str(v)) for k, v in {**self.found.config, **{f"seconds: {k}": v for k, v in (self.found.seconds or {}).items()}}.items()),
+                    terms=tuple(
+                        (str(k), str(v))
+                        for k, v in {
+                            **self.found.config,
+                            **{f"seconds: {k}": v for k, v in (self.found.seconds or {}).items()},
+                        }.items()
+                    ),
                 ),
             ),
             short="Methods",
-        )  # fmt: skip
+        )
 
     def _provenance(self) -> tuple[tuple[str, str], ...]:
         found = self.found

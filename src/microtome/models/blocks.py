@@ -169,7 +169,7 @@ def _last_norm(view: BlockView) -> str:
 
 
 def find_core(view: BlockView) -> tuple[Call | None, AttentionCall | None]:
-    """Return the call of the module that computes attention, and its entry call if it dispatches."""
+    """Return the call that computes attention, and its entry call if it dispatches."""
     for call in view.calls:
         entries = view.recording.attention.get(id(view.part(call.path)), [])
         if len(entries) == 1:
@@ -183,9 +183,9 @@ def find_core(view: BlockView) -> tuple[Call | None, AttentionCall | None]:
             holds
             and (name in labelled or "attention" in name.lower())
             and "output" not in name.lower()
+            and (innermost is None or call.path.startswith(innermost.path + "."))
         ):
-            if innermost is None or call.path.startswith(innermost.path + "."):
-                innermost = call
+            innermost = call
     return innermost, None
 
 
@@ -233,7 +233,7 @@ def _added(
 
 
 def find_last_addition(view: BlockView, base: torch.Tensor, start: int) -> Addition | None:
-    """Find ``total = base + s * b`` where total is the block's output or what its last norm reads."""
+    """Find ``total = base + s * b``; total is the block's output or what its last norm reads."""
     latest = max(c.end for c in view.calls) + 1
     direct = _added(view, view.result, base, start, latest)
     if direct is not None:
@@ -314,7 +314,7 @@ def _attention(
 
 
 def softmax_of(entry: AttentionCall) -> tuple[bool, bool]:
-    """Return whether the family's eager function has exactly one softmax, and whether with a sink."""
+    """Return whether the family's eager function has one softmax, and whether with a sink."""
     widths: list[int] = []
 
     def note(pattern: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,8 @@ def discover(module: nn.Module) -> Anatomy:
     embed = token_embedding(module)
     if embed is None:
         raise ModelSupportError(
-            f"{type(module).__name__} has no token embedding, so it has no anatomy of a transformer. "
+            f"{type(module).__name__} has no token embedding, so it has no anatomy of a "
+            f"transformer. "
             "Its parts can be reached as module:PATH:in and module:PATH:out."
         )
     embed_path, table = embed

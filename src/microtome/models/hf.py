@@ -1,7 +1,8 @@
 """Every private name of transformers that microtome relies on, in this one file.
 
-Attention is reached through transformers' own dispatch: an implementation name registered in both the
-attention and the mask registry. ``tests/models/test_hf_canary.py`` fails when a name here has moved.
+Attention is reached through transformers' own dispatch: an implementation name registered in both
+the attention and the mask registry. ``tests/models/test_hf_canary.py`` fails when a name here has
+moved.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ def _locate(source: str | Path) -> tuple[str, str]:
     if path.is_file():
         if path.suffix in _PICKLES:
             raise UnsafeFileError(
-                f"{path} is a pickle; reading it could run foreign code, so it is refused. Give a folder "
+                f"{path} is a pickle; reading it could run foreign code, so it is refused. Give "
+                f"a folder "
                 "with config.json and safetensors."
             )
         raise ModelNotFoundError(
@@ -128,7 +129,8 @@ def _check_folder(path: Path) -> None:
         pickles = [p.name for p in sorted(path.iterdir()) if p.suffix in _PICKLES]
         if pickles:
             raise UnsafeFileError(
-                f"{path} holds its weights only as a pickle ({pickles[0]}); reading it could run foreign "
+                f"{path} holds its weights only as a pickle ({pickles[0]}); reading it could run "
+                f"foreign "
                 "code, so it is refused. Convert it to safetensors on a machine you trust."
             )
         raise ModelFileError(f"{path} holds no *.safetensors weights.")
@@ -144,7 +146,8 @@ def _check_safetensors(file: Path) -> None:
             list(opened.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(
-            f"{file} is not a complete safetensors file ({error}). It may be truncated: fetch it again."
+            f"{file} is not a complete safetensors file ({error}). It may be truncated: fetch it "
+            f"again."
         ) from None
 
 
@@ -171,7 +174,8 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
     missing = sorted(info.get("missing_keys") or [])
     if missing:
         raise ModelFileError(
-            f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}. The files do not fit "
+            f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}. The files "
+            f"do not fit "
             "the configuration."
         )
     return module  # type: ignore[no-any-return]

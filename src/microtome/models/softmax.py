@@ -106,7 +106,7 @@ def additive_mask(
     k: torch.Tensor,
     kwargs: dict[str, Any],
 ) -> torch.Tensor | None:
-    """Return the mask that arrived at the attention entry in the additive form eager functions take.
+    """Return the mask that arrived at the entry in the additive form eager functions take.
 
     Args:
         mask: None (causality is the module's), boolean (True = attend) or additive.
@@ -161,7 +161,8 @@ def run_eager(
         result = function(module, q, k, v, additive_mask(mask, module, q, k, kwargs), **kwargs)
     if seam.count != 1:
         raise HookError(
-            f"The softmax of {type(module).__name__} ran {seam.count} times in one call; expected once."
+            f"The softmax of {type(module).__name__} ran {seam.count} times in one call; "
+            f"expected once."
         )
     return result
 

@@ -57,7 +57,8 @@ def spans(cell: Cell, examples: Examples) -> list[tuple[int, ...]] | None:
     for example in examples:
         if cell.place not in example.roles:
             raise SweepError(
-                f"Example {example.index} has no role {cell.place!r}; it has {', '.join(example.roles)}."
+                f"Example {example.index} has no role {cell.place!r}; it has "
+                f"{', '.join(example.roles)}."
             )
         start, stop = example.roles[cell.place]
         found.append(tuple(range(start, stop)))

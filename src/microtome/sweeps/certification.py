@@ -20,8 +20,8 @@ SAMPLE = 12
 def certify(plan: Plan, values: np.ndarray, rules: Sequence[str]) -> dict[str, Any]:
     """Compare a random sample of a sweep's values with one forward pass each.
 
-    The tolerance is the larger of 1e-5 of the metric's range (float32) and four times the difference
-    between two batch sizes of the naive way; in shorter types only the latter.
+    The tolerance is the larger of 1e-5 of the metric's range (float32) and four times the
+    difference between two batch sizes of the naive way; in shorter types only the latter.
 
     Args:
         plan: The plan.

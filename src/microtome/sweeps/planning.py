@@ -55,10 +55,10 @@ def plan(
     Args:
         model: A transformer.
         behavior: A behavior, or examples prepared for the model.
-        site: One of ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn.out``, ``mlp.out``, ``attn.z``
-            and ``mlp.act``; a layer selector limits the blocks.
-        over: What each layer is split by; positions for the stream and what is added to it, heads for
-            ``attn.z``, neurons for ``mlp.act``.
+        site: One of ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn.out``, ``mlp.out``,
+            ``attn.z`` and ``mlp.act``; a layer selector limits the blocks.
+        over: What each layer is split by; positions for the stream and what is added to it, heads
+            for ``attn.z``, neurons for ``mlp.act``.
         base: The run that is changed; a patch comes from the other run.
         operation: ``patch``, ``zero`` or ``mean`` (over the other run's positions).
         metric: A metric that reads the prompt's end.
@@ -174,7 +174,8 @@ def _columns(
     lengths = sorted({len(e.clean) for e in examples})
     if len(lengths) > 1:
         raise PairError(
-            f"The examples have {lengths[0]} to {lengths[-1]} tokens, so a position means different things "
+            f"The examples have {lengths[0]} to {lengths[-1]} tokens, so a position means "
+            f"different things "
             "in them. Sweep over='role', or take examples of one length."
         )
     wanted = site.pos

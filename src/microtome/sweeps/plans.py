@@ -93,7 +93,8 @@ class Plan:
         """Return the plan in words."""
         cost = self.cost()
         lines = [
-            f"{len(self.cells)} cells of {self.site} x {len(self.examples)} examples = {cost.runs} runs, "
+            f"{len(self.cells)} cells of {self.site} x {len(self.examples)} examples = "
+            f"{cost.runs} runs, "
             f"{self.operation} into the {self.base} run, measured by {self.metric.name}",
             f"rules: {', '.join(self.rules) or 'none (one forward pass for each run)'}",
             *(f"not used: {rule}, because {why}" for rule, why in self.declined.items()),

@@ -1,4 +1,4 @@
-"""The contract every family has to keep, checked on a tiny random model with every option active."""
+"""The contract of every family, checked on a tiny random model with every option active."""
 
 from __future__ import annotations
 

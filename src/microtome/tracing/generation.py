@@ -1,8 +1,8 @@
 """Generation under interventions: the same text with and without a cache.
 
-Positions are absolute. An intervention without positions acts on every position, those of new tokens
-included; negative positions count from the prompt's end. Without a cache every step computes the
-whole sequence again and the intervention acts on the same absolute positions again.
+Positions are absolute. An intervention without positions acts on every position, those of new
+tokens included; negative positions count from the prompt's end. Without a cache every step computes
+the whole sequence again and the intervention acts on the same absolute positions again.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def at_steps(
     site = intervention.site
     if site.pos is not None or site.table is not None:
         raise ConfigError(
-            f"{intervention} selects positions already; steps={steps!r} would select them a second time."
+            f"{intervention} selects positions already; steps={steps!r} would select them a "
+            f"second time."
         )
     placed = []
     for length in sorted(set(lengths)):
@@ -235,6 +236,7 @@ def _check_context(model: Model, batch: Batch, new: int) -> None:
     longest = max(batch.lengths)
     if context is not None and longest + new - 1 > context:
         raise PromptError(
-            f"The prompt has {longest} tokens and {new} new ones are asked for, but the model's context "
+            f"The prompt has {longest} tokens and {new} new ones are asked for, but the model's "
+            f"context "
             f"is {context}. Ask for at most {max(context - longest + 1, 0)}."
         )

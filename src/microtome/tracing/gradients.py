@@ -67,8 +67,9 @@ def gradients(
 ) -> Gradients:
     """Return the gradient of a metric at sites.
 
-    Weights are frozen for the time of the call and only activations are differentiated. A gradient at
-    ``scores`` or ``pattern`` makes the eager attention function the block's (about 2e-6 in the logits).
+    Weights are frozen for the time of the call and only activations are differentiated. A gradient
+    at ``scores`` or ``pattern`` makes the eager attention function the block's (about 2e-6 in the
+    logits).
 
     Args:
         model: The model.
@@ -89,7 +90,8 @@ def gradients(
         measured = metric(trace.logits, trace.lengths)
         if measured.ndim != 1 or measured.shape[0] != trace.tokens.shape[0]:
             raise MetricError(
-                f"The metric returned shape {tuple(measured.shape)}; expected one number for each of "
+                f"The metric returned shape {tuple(measured.shape)}; expected one number for "
+                f"each of "
                 f"{trace.tokens.shape[0]} rows."
             )
         return _differentiate(trace, measured)

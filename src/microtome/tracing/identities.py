@@ -163,7 +163,7 @@ class _Checks:
 
 def _added(trace: Trace, layer: int, key: str) -> torch.Tensor | None:
     name = f"blocks.{layer}.{key}"
-    return trace[name] if name in trace else None
+    return trace[name] if name in trace else None  # noqa: SIM401 (a trace has no get)
 
 
 def _mid_error(model: Model, trace: Trace, block: BlockAnatomy, layer: int) -> float | None:

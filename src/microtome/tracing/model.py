@@ -38,8 +38,8 @@ Logits = Literal["all", "last"] | None
 class Model:
     """A network under study: the user's own module, its tokenizer and its anatomy.
 
-    The module is not copied or changed; hooks are put on for a call and taken off after it. It has to
-    be in evaluation mode.
+    The module is not copied or changed; hooks are put on for a call and taken off after it. It has
+    to be in evaluation mode.
 
     Attributes:
         module: The user's module.
@@ -82,7 +82,7 @@ class Model:
         return fingerprint(self.module)
 
     def sites(self) -> tuple[SiteInfo, ...]:
-        """Return every site of the vocabulary with whether it can be read and written, or why not."""
+        """Return every site with whether it can be read and written, or why not."""
         return self.catalog.sites()
 
     def tokenize(self, text: str, *, bos: bool | None = None) -> tuple[int, ...]:
@@ -195,8 +195,8 @@ class Model:
     def under(self, interventions: Iterable[Intervention]) -> Iterator[None]:
         """Apply interventions to every call of the module inside the scope.
 
-        Any code that calls the module sees them, ``generate`` included. Positions are absolute, also
-        with a cache.
+        Any code that calls the module sees them, ``generate`` included. Positions are absolute,
+        also with a cache.
 
         Args:
             interventions: Changes, in order.
@@ -337,7 +337,8 @@ class Model:
     def _require_eval(self) -> None:
         if self.module.training:
             raise ConfigError(
-                f"{self.name} is in training mode, where dropout changes every pass. Call module.eval() first."
+                f"{self.name} is in training mode, where dropout changes every pass. Call "
+                f"module.eval() first."
             )
 
     def __repr__(self) -> str:

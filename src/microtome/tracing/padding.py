@@ -1,4 +1,4 @@
-"""Position ids for left-padded batches: the model's own or mask-derived ones, whichever is right."""
+"""Position ids for left-padded batches: the model's own or mask-derived, whichever is right."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def padding_error(model: Model, policy: Policy) -> float:
 
     Args:
         model: The model.
-        policy: ``"own"`` lets the model number positions itself, ``"mask"`` passes mask-derived ids.
+        policy: ``"own"`` lets the model number positions itself, ``"mask"`` passes mask-derived
+            ids.
     """
     module, anatomy = model.module, model.anatomy
     context = None if anatomy is None else anatomy.context
@@ -50,8 +51,8 @@ def padding_error(model: Model, policy: Policy) -> float:
 def policy_of(model: Model) -> Policy:
     """Return how a left-padded batch gets its positions in this model, found by trying.
 
-    The model's own numbering is kept where it is right; else mask-derived ids are passed. ``"alone"``
-    means that neither is: rows of different length have to be generated apart.
+    The model's own numbering is kept where it is right; else mask-derived ids are passed.
+    ``"alone"`` means that neither is: rows of different length have to be generated apart.
     """
     if not accepts(model.module, "attention_mask"):
         return "none"

@@ -1,7 +1,8 @@
 """Absolute positions of a batch's rows, and where they lie in the tensors of one call.
 
 Position ``p`` of a row is its ``p``-th own token: padding does not count. A call covers columns
-``offset`` to ``offset + width`` of the padded sequence (``offset`` > 0 while generating with a cache).
+``offset`` to ``offset + width`` of the padded sequence (``offset`` > 0 while generating with a
+cache).
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def tokenize(tokenizer: Any, text: str, *, bos: bool) -> tuple[int, ...]:
     """
     if tokenizer is None:
         raise TokenizerError(
-            "A text was given but the model has no tokenizer. Pass tokenizer=... to load, or token ids."
+            "A text was given but the model has no tokenizer. Pass tokenizer=... to load, or "
+            "token ids."
         )
     if not text:
         raise PromptError("The prompt is empty; expected at least one token.")
@@ -96,7 +97,8 @@ def batch_of(
             raise PromptError(f"Prompt {number} is empty; expected at least one token.")
         if context is not None and len(row) > context:
             raise PromptError(
-                f"Prompt {number} has {len(row)} tokens, but the model's context is {context}. Shorten it."
+                f"Prompt {number} has {len(row)} tokens, but the model's context is {context}. "
+                f"Shorten it."
             )
         if vocab is not None and not 0 <= min(row) <= max(row) < vocab:
             wrong = next(i for i in row if not 0 <= i < vocab)

@@ -1,8 +1,8 @@
 """Recording a forward pass so that it can be restarted at any block, and replaying from there.
 
-The model's own blocks run with the arguments they were called with, expanded over rows. Nothing here
-knows an architecture; whether a replay equals the whole pass is checked by verification and by the
-certificate of each sweep.
+The model's own blocks run with the arguments they were called with, expanded over rows. Nothing
+here knows an architecture; whether a replay equals the whole pass is checked by verification and by
+the certificate of each sweep.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class BaseRun:
         lengths: Tokens of each row.
         streams: Residual stream into every block and out of the last, ``n_layers + 1`` tensors
             ``[batch, pos, d_model]``.
-        arguments: For each block, its positional arguments after the stream and its keyword arguments.
+        arguments: For each block, its positional arguments after the stream and its keyword
+            arguments.
         logits: ``[batch, pos, vocab]``.
     """
 
@@ -181,7 +182,8 @@ def _run_block(
 def _for_rows(value: Any, rows: torch.Tensor, batch: int, flat: int) -> Any:
     """Expand an argument that has one entry per row of the base run to the new rows.
 
-    A cache that the model made although none was asked for holds the base run's keys and is left out.
+    A cache that the model made although none was asked for holds the base run's keys and is left
+    out.
     """
     if hf.is_cache(value):
         return None

@@ -56,7 +56,8 @@ def _expanded(mean: torch.Tensor, value: torch.Tensor, intervention: Interventio
         return mean.to(value.device).expand_as(value)
     except RuntimeError:
         raise ShapeError(
-            f"{intervention}: the mean has shape {tuple(mean.shape)}, the value {tuple(value.shape)}."
+            f"{intervention}: the mean has shape {tuple(mean.shape)}, the value "
+            f"{tuple(value.shape)}."
         ) from None
 
 
@@ -81,7 +82,8 @@ def _align(
         if simple:
             return _corner(stored[rows], value, intervention)
         raise ShapeError(
-            f"{intervention}: scores and pattern of another trace cannot be patched into a call with "
+            f"{intervention}: scores and pattern of another trace cannot be patched into a call "
+            f"with "
             "left padding or a cache; use use_cache=False and rows of one length."
         )
     return _by_position(stored, rows, value, positions, intervention)
@@ -124,7 +126,8 @@ def _check_lengths(
         here, there = positions.lengths[row], int(trace.lengths[rows[row]])
         if here != there:
             raise PairError(
-                f"{intervention}: row {row} has {here} tokens but its source has {there}. Patching all "
+                f"{intervention}: row {row} has {here} tokens but its source has {there}. "
+                f"Patching all "
                 "positions would compare different tokens; give pos= or prompts of equal length."
             )
 
@@ -139,7 +142,8 @@ def _by_position(
     """Copy the source's columns to where the same absolute positions lie in this call."""
     if stored.shape[2:] != value.shape[2:]:
         raise ShapeError(
-            f"{intervention}: the source has shape {tuple(stored.shape)}, the value {tuple(value.shape)}."
+            f"{intervention}: the source has shape {tuple(stored.shape)}, the value "
+            f"{tuple(value.shape)}."
         )
     aligned = value.clone()
     for row, source_row in enumerate(rows):
@@ -169,6 +173,7 @@ def _same_shape(
 ) -> torch.Tensor:
     if stored.shape != value.shape:
         raise ShapeError(
-            f"{intervention}: the source has shape {tuple(stored.shape)}, the value {tuple(value.shape)}."
+            f"{intervention}: the source has shape {tuple(stored.shape)}, the value "
+            f"{tuple(value.shape)}."
         )
     return stored

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Trace:
     """What one forward pass left: tokens, logits and captured values.
 
-    Behaves like a read-only mapping from sites to tensors. Values are in the model's type and on its
-    device unless the capture said otherwise; rows shorter than the batch are padded on the right.
+    Behaves like a read-only mapping from sites to tensors. Values are in the model's type and on
+    its device unless the capture said otherwise; rows shorter than the batch are padded on the
+    right.
 
     Attributes:
         tokens: Token ids ``[batch, pos]``, right-padded.
@@ -73,7 +74,8 @@ class Trace:
         inside = [s for s in self._captured if s.split(".", 2)[-1] == wanted.name]
         if wanted.in_block and wanted.layer is None and inside:
             raise SiteError(
-                f"{wanted.name!r} was captured in {len(inside)} blocks; use trace.stack({wanted.name!r})."
+                f"{wanted.name!r} was captured in {len(inside)} blocks; use "
+                f"trace.stack({wanted.name!r})."
             )
         raise SiteError(
             f"{label} was not captured{nearest(label, self._captured)}. Add it to capture=[...]."
@@ -136,7 +138,7 @@ class Trace:
         return torch.stack([self._captured[s].value() for s in found])
 
     def last(self, value: torch.Tensor | None = None) -> torch.Tensor:
-        """Return a value (the logits by default) at each row's last real position, ``[batch, ...]``.
+        """Return a value, by default the logits, at each row's last real position ``[batch, ...]``.
 
         Raises:
             SiteError: If there are no logits.

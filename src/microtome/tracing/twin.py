@@ -1,4 +1,4 @@
-"""The twin: the same model with every weight tensor permuted in place, restored exactly afterwards."""
+"""The twin: the same model with every weight tensor permuted in place, then restored exactly."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def twin(model: Model, seed: int) -> Iterator[Model]:
     """Permute the entries of every parameter by a seed; put the exact weights back on leaving.
 
-    The twin has the same distribution of every weight tensor and none of the mechanism. Tied weights
-    stay tied. One copy of the weights is held while the scope is open.
+    The twin has the same distribution of every weight tensor and none of the mechanism. Tied
+    weights stay tied. One copy of the weights is held while the scope is open.
 
     Args:
         model: The model; its own tensors are changed in place.

@@ -1,7 +1,7 @@
 """Verification: what a model's sites and identities are worth, computed and never assumed.
 
-Every site is read once and written; every identity of the anatomy is checked for its relative error.
-"Not applicable" is neither pass nor fail.
+Every site is read once and written; every identity of the anatomy is checked for its relative
+error. "Not applicable" is neither pass nor fail.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Weights:
 
     @property
     def W_U(self) -> torch.Tensor:
-        """Unembedding ``[d_model, vocab]``; with folding it reads the final norm's normalized stream."""
+        """Unembedding ``[d_model, vocab]``; with folding it reads the normalized stream."""
         anatomy = self._anatomy()
         if anatomy.tail.head is None:
             raise SiteAbsentError(f"W_U: {anatomy.tail.reason}.")
@@ -98,7 +98,7 @@ class Weights:
         return self.W_V(layer, head) @ self.W_O(layer, head)
 
     def QK(self, layer: int, head: int) -> torch.Tensor:
-        """What a head looks for, ``W_Q @ W_K^T`` ``[d_model, d_model]``, without rotary embedding."""
+        """What a head looks for, ``W_Q @ W_K^T`` ``[d_model, d_model]``, without rotary."""
         return self.W_Q(layer, head) @ self.W_K(layer, head).T
 
     def neuron_in(self, layer: int) -> torch.Tensor:
@@ -198,7 +198,7 @@ class Weights:
 
 
 def norm_gain(norm: nn.Module) -> torch.Tensor:
-    """Return what a norm multiplies the normalized stream with, found by running it on a unit input.
+    """Return what a norm multiplies the normalized stream with, found by a unit input.
 
     Some families store the gain minus one; running the norm tells without knowing the family.
     """

@@ -1,4 +1,4 @@
-"""Whether a write at a site takes: an unchanged value changes nothing, a changed one is seen downstream."""
+"""Whether a write at a site takes: an unchanged value changes nothing, a changed one is seen."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _FORMED = ("attn.in.q", "attn.in.k", "attn.in.v")
 
 _REREAD = frozenset(
     {
-        "resid_pre", "resid_mid", "resid_post", "attn.in", "attn.q", "attn.k", "attn.v", "attn.scores",
-        "attn.pattern", "attn.z", "attn.result", "attn.out", "mlp.in", "mlp.pre",
+        "resid_pre", "resid_mid", "resid_post", "attn.in", "attn.q", "attn.k", "attn.v",
+        "attn.scores", "attn.pattern", "attn.z", "attn.result", "attn.out", "mlp.in", "mlp.pre",
         "mlp.gate", "mlp.act", "mlp.out", "embed.token", "embed.pos", "final.norm", "logits",
     }
 )  # fmt: skip
@@ -86,6 +86,6 @@ def _changed(value: torch.Tensor) -> torch.Tensor:
 
 
 def _inert(model: Model, name: str) -> bool:
-    """Return whether the logits cannot depend on the site: nothing reads it behind the last block."""
+    """Return whether the logits cannot depend on the site: nothing reads it at the end."""
     del model
     return name.endswith("mlp.router")

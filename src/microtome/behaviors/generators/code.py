@@ -1,8 +1,8 @@
-"""Behaviors in Python code: quotes, brackets, self-assignment, and a default or the signature's end.
+"""Behaviors in Python code: quotes, brackets, self-assignment, defaults in signatures.
 
-Pairs are built so that a bag of words cannot tell the two sides apart, or only sometimes: brackets are
-exchanged in place, and other strings and signatures nearby use the other quote or a default as often
-as not.
+Pairs are built so that a bag of words cannot tell the two sides apart, or only sometimes: brackets
+are exchanged in place, and other strings and signatures nearby use the other quote or a default as
+often as not.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def quote_closing(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "quote-closing",
         title="Closing a string with the right quote",
-        description="After an open Python string, predict the quote that opened it. The task's rule: the "
+        description="After an open Python string, predict the quote that opened it. The task's "
+        "rule: the "
         "closing quote equals the last opening quote.",
         train=train,
         test=test,
@@ -115,7 +116,8 @@ def bracket_closing(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "bracket-closing",
         title="Closing the innermost bracket",
-        description="With two kinds of bracket open, predict the closer of the innermost one. The task's "
+        description="With two kinds of bracket open, predict the closer of the innermost one. "
+        "The task's "
         "rule: the closer belongs to the last bracket that is still open.",
         train=train,
         test=test,
@@ -172,7 +174,8 @@ def self_assignment(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "self-assignment",
         title="Storing the parameter of the same name",
-        description="After `self.x =` in a method, predict x, one of the method's parameters. The task's "
+        description="After `self.x =` in a method, predict x, one of the method's parameters. "
+        "The task's "
         "rule: the value has the name of the attribute.",
         train=train,
         test=test,
@@ -195,7 +198,10 @@ def _assigned(
     names = w.some("name", count)
     right, wrong = names[stored], names[stored + 1]
     listing = ", ".join(f"{n}=None" if default and n == names[-1] else n for n in names)
-    head = f"class {w.one('class')}{'(object)' if base else ''}:\n    def {method}(self, ⟦signature:{listing}⟧):\n{opening}"
+    head = (
+        f"class {w.one('class')}{'(object)' if base else ''}:\n    def {method}(self, "
+        f"⟦signature:{listing}⟧):\n{opening}"
+    )
     head += "".join(f"        self.{n} = {n}\n" for n in names[:stored])
 
     def text(name: str) -> str:
@@ -210,7 +216,7 @@ def _assigned(
 
 
 def default_or_close(n: int = 200, *, seed: int = 0) -> Behavior:
-    """After a parameter's name, write ``=`` if an earlier parameter has a default, else go on or close.
+    """After a parameter's name, write ``=`` if an earlier one has a default, else go on or close.
 
     Args:
         n: Examples over all splits.
@@ -236,8 +242,10 @@ def default_or_close(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "default-or-close",
         title="A default, or the end of the signature",
-        description="After a parameter's name, predict `=` where an earlier parameter of the signature has "
-        "a default, and `)` or `,` where none has. The task's rule: no parameter without a default follows one with.",
+        description="After a parameter's name, predict `=` where an earlier parameter of the "
+        "signature has "
+        "a default, and `)` or `,` where none has. The task's rule: no parameter without a "
+        "default follows one with.",
         train=train,
         test=test,
         lists=_LISTS,
@@ -252,7 +260,10 @@ def _signature(w: Words, first: str, *, method: str = "", extra: int = 0) -> Dra
     # mostly the opposite of this signature, so that counting equals signs misleads
     earlier = w.chance(0.65) != with_default
     a, b = w.some("name", 2)
-    before = f"def {w.one('function')}({first}{a}{'=None' if earlier else ', ' + b}):\n    return {a}\n\n"
+    before = (
+        f"def {w.one('function')}({first}{a}{'=None' if earlier else ', ' + b}):\n    "
+        f"return {a}\n\n"
+    )
     plain = "".join(f"{n}, " for n in names[: len(names) - 3])
     start = f"{before}def {method or w.one('function')}({first}{plain}"
     left, filler, last = names[-3:]

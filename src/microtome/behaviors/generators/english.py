@@ -22,7 +22,7 @@ from microtome.behaviors.generators.words import (
 
 
 def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
-    """Name the person who received: "When Mary and John went to the park, John gave a ball to" Mary.
+    """Name the person who received: "When Mary and John met, John gave a ball to" Mary.
 
     Args:
         n: Examples over all splits.
@@ -59,7 +59,8 @@ def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "indirect-object",
         title="Naming the one who receives",
-        description="Two people are named, one of them again as the giver; predict the other. The task's "
+        description="Two people are named, one of them again as the giver; predict the other. "
+        "The task's "
         "rule: the name that occurred once.",
         train=train,
         test=test,
@@ -97,8 +98,8 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
         seed: Same seed, same items.
 
     Returns:
-        Pairs that differ in a noun or a name; frames in the register of children's stories are among
-        them.
+        Pairs that differ in a noun or a name; frames in the register of children's stories are
+        among them.
     """
     train = {
         "once": lambda w: _pronoun(
@@ -129,7 +130,8 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "gendered-pronoun",
         title="He or she",
-        description="After a sentence about a person, predict He or She. The task's rule: the pronoun has "
+        description="After a sentence about a person, predict He or She. The task's rule: the "
+        "pronoun has "
         "the gender of the noun or name.",
         train=train,
         test=test,
@@ -185,7 +187,8 @@ def subject_verb_agreement(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "subject-verb-agreement",
         title="Agreeing with the subject",
-        description="After a subject and zero to two nouns behind it, predict was or were. The task's rule: "
+        description="After a subject and zero to two nouns behind it, predict was or were. The "
+        "task's rule: "
         "the verb has the subject's number.",
         train=train,
         test=test,
@@ -253,7 +256,8 @@ def induction(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "induction",
         title="Continuing a repeated sequence",
-        description="A sequence of words begins again; predict the word that followed the last one before. "
+        description="A sequence of words begins again; predict the word that followed the last "
+        "one before. "
         "The task's rule: copy what came after the earlier occurrence.",
         train=train,
         test=test,
@@ -325,7 +329,8 @@ def entity_tracking(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "entity-tracking",
         title="Where a thing is",
-        description="Two things are put in two places; predict the place of the one asked for. The task's "
+        description="Two things are put in two places; predict the place of the one asked for. "
+        "The task's "
         "rule: the place named with that thing.",
         train=train,
         test=test,
