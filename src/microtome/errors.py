@@ -268,7 +268,7 @@ class OutputError(StoreError, OSError):
     """A folder cannot be written, or the disk is full."""
 
     code = "MT072"
-    meaning = "The output folder cannot be written or the disk is full; nothing was left half-written."
+    meaning = "The output folder cannot be written, or the disk is full; nothing is half-written."
     remedy = "Choose another folder with --out, or free some space."
 
 

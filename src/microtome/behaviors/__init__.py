@@ -1,1 +1,34 @@
 """Behaviors: clean/corrupt prompt pairs, generators, metrics, splits and loaders."""
+
+from __future__ import annotations
+
+from microtome.core.lazy import lazy_names
+
+_NAMES = {
+    "Behavior": "microtome.behaviors.behavior:Behavior",
+    "Check": "microtome.behaviors.check:Check",
+    "Example": "microtome.behaviors.examples:Example",
+    "Examples": "microtome.behaviors.examples:Examples",
+    "Item": "microtome.behaviors.items:Item",
+    "Scores": "microtome.behaviors.evaluate:Scores",
+    "bracket_closing": "microtome.behaviors.generators.code:bracket_closing",
+    "default_or_close": "microtome.behaviors.generators.code:default_or_close",
+    "entity_tracking": "microtome.behaviors.generators.english:entity_tracking",
+    "gendered_pronoun": "microtome.behaviors.generators.english:gendered_pronoun",
+    "get": "microtome.behaviors.registry:get",
+    "indirect_object": "microtome.behaviors.generators.english:indirect_object",
+    "induction": "microtome.behaviors.generators.english:induction",
+    "load": "microtome.behaviors.loaders:load",
+    "metric": "microtome.behaviors.metrics:metric",
+    "names": "microtome.behaviors.registry:names",
+    "natural": "microtome.behaviors.cuttings:natural",
+    "pair": "microtome.behaviors.pairs:pair",
+    "quote_closing": "microtome.behaviors.generators.code:quote_closing",
+    "score": "microtome.behaviors.evaluate:evaluate",
+    "self_assignment": "microtome.behaviors.generators.code:self_assignment",
+    "subject_verb_agreement": "microtome.behaviors.generators.english:subject_verb_agreement",
+}
+
+__all__ = sorted(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

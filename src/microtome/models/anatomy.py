@@ -122,6 +122,8 @@ class BlockAnatomy:
         attention: Its attention, or None (state-space and convolution layers).
         mlp: Its MLP, or None.
         mid: Where the residual stream between attention and MLP can be read, or None.
+        mixed: Where the value that attention (or the layer in its place) adds can be seen.
+        mixed_scale: Multiplier on that value.
         norms: ``{"attn.norm": path, "mlp.norm": path, "attn.post_norm": path, ...}``.
         reasons: Why a site is absent, by its name within the block.
     """
@@ -131,6 +133,8 @@ class BlockAnatomy:
     attention: AttentionAnatomy | None
     mlp: MLPAnatomy | None
     mid: Seam | None
+    mixed: Seam | None = None
+    mixed_scale: float = 1.0
     norms: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -169,6 +173,7 @@ class Anatomy:
         context: Longest input in tokens, or None if not limited.
         causal: Whether a later token leaves earlier positions unchanged.
         position_ids: Whether the model's forward accepts ``position_ids``.
+        overwritten: Modules whose returned tensor the model changes in place afterwards.
         reasons: Why a site outside the blocks is absent.
     """
 
@@ -182,6 +187,7 @@ class Anatomy:
     context: int | None
     causal: bool
     position_ids: bool
+    overwritten: frozenset[str] = frozenset()
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from microtome.errors import HookError
 from microtome.models import hf
 from microtome.models.anatomy import AttentionAnatomy, BlockAnatomy, MLPAnatomy, Seam
 from microtome.models.compare import addition_scale, relative_error, tolerance
 from microtome.models.heads import head_columns
 from microtome.models.neurons import find_neurons
 from microtome.models.probe import AttentionCall, Call, Recording
+from microtome.models.softmax import run_eager
 
 
 @dataclass
@@ -82,7 +84,9 @@ def find_block(module: nn.Module, recording: Recording, path: str) -> BlockAnato
         shape = None if call.input is None else tuple(call.input.shape)
         return _unknown(path, f"the block's input has shape {shape}, not (batch, pos, d_model)")
     if call.result.shape != call.input.shape:
-        return _unknown(path, f"the block maps {tuple(call.input.shape)} to {tuple(call.result.shape)}")
+        return _unknown(
+            path, f"the block maps {tuple(call.input.shape)} to {tuple(call.result.shape)}"
+        )
     view = BlockView(module, recording, path, call.input, call.result, recording.below(path))
     return _assemble(view)
 
@@ -108,7 +112,9 @@ def _assemble(view: BlockView) -> BlockAnatomy:
         both = find_parallel(view, core, start)
         if both is not None:
             placement, (attended, mlp_added) = "parallel", both
-            reasons["resid_mid"] = "attention and MLP run in parallel: there is no stream between them"
+            reasons["resid_mid"] = (
+                "attention and MLP run in parallel: there is no stream between them"
+            )
         else:
             placement = "unknown"
             reasons["resid_mid"] = "no module of the block receives block input + attention output"
@@ -119,6 +125,8 @@ def _assemble(view: BlockView) -> BlockAnatomy:
     else:
         reasons["attn"] = "this block has no attention"
     mlp = _mlp(view, core, attended, mlp_added, placement, norms, reasons)
+    if placement == "post-addition":
+        norms["mlp.after"] = _last_norm(view)
     if attention is not None and attended is None:
         reasons["attn.out"] = "the value that attention adds to the stream is no module's output"
     return BlockAnatomy(
@@ -127,6 +135,8 @@ def _assemble(view: BlockView) -> BlockAnatomy:
         attention,
         mlp,
         mid,
+        None if attended is None else attended.seam,
+        1.0 if attended is None else attended.scale,
         norms,
         reasons,
     )
@@ -150,8 +160,16 @@ def _middle(view: BlockView, attended: Addition) -> tuple[torch.Tensor, Seam | N
     return value, seam, False
 
 
+def _last_norm(view: BlockView) -> str:
+    """Return the norm whose output is the block's."""
+    found = [
+        c.path for c in view.calls if view.is_norm(c.path) and view.same(c.result, view.result)
+    ]
+    return found[-1]
+
+
 def find_core(view: BlockView) -> tuple[Call | None, AttentionCall | None]:
-    """Return the call of the module that computes attention, and its entry call if it dispatches."""
+    """Return the call that computes attention, and its entry call if it dispatches."""
     for call in view.calls:
         entries = view.recording.attention.get(id(view.part(call.path)), [])
         if len(entries) == 1:
@@ -161,9 +179,13 @@ def find_core(view: BlockView) -> tuple[Call | None, AttentionCall | None]:
     for call in view.calls:
         name = type(view.part(call.path)).__name__
         holds = any(hf.is_projection(child) for child in view.part(call.path).children())
-        if holds and (name in labelled or "attention" in name.lower()) and "output" not in name.lower():
-            if innermost is None or call.path.startswith(innermost.path + "."):
-                innermost = call
+        if (
+            holds
+            and (name in labelled or "attention" in name.lower())
+            and "output" not in name.lower()
+            and (innermost is None or call.path.startswith(innermost.path + "."))
+        ):
+            innermost = call
     return innermost, None
 
 
@@ -211,7 +233,7 @@ def _added(
 
 
 def find_last_addition(view: BlockView, base: torch.Tensor, start: int) -> Addition | None:
-    """Find ``total = base + s * b`` where total is the block's output or what its last norm reads."""
+    """Find ``total = base + s * b``; total is the block's output or what its last norm reads."""
     latest = max(c.end for c in view.calls) + 1
     direct = _added(view, view.result, base, start, latest)
     if direct is not None:
@@ -272,6 +294,7 @@ def _attention(
         call = view.recording.only(attended.seam.path)
         adds_up = call is not None and view.same(out_proj.result, call.result)
     q_heads, kv_heads, d_head, d_value = _head_sizes(view, entry, out_proj)
+    softmax, sink = (True, False) if entry is None else softmax_of(entry)
     columns = {} if entry is None else head_columns(view.module, view.recording, view.path, entry)
     return AttentionAnatomy(
         path=core.path,
@@ -285,7 +308,27 @@ def _attention(
         d_head=d_head,
         d_head_v=d_value,
         heads_add_up=adds_up,
+        softmax=softmax,
+        sink=sink,
     )
+
+
+def softmax_of(entry: AttentionCall) -> tuple[bool, bool]:
+    """Return whether the family's eager function has one softmax, and whether with a sink."""
+    widths: list[int] = []
+
+    def note(pattern: torch.Tensor) -> torch.Tensor:
+        widths.append(pattern.shape[-1])
+        return pattern
+
+    try:
+        with torch.no_grad():
+            run_eager(
+                entry.module, entry.q, entry.k, entry.v, entry.mask, entry.kwargs, pattern=note
+            )
+    except HookError:
+        return False, False
+    return True, widths[0] > entry.k.shape[2]
 
 
 def _head_sizes(
@@ -296,7 +339,12 @@ def _head_sizes(
     config = getattr(view.module, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads = next(
-        (n for k in ("num_attention_heads", "n_head", "num_heads") if (n := getattr(text, k, None))), 1
+        (
+            n
+            for k in ("num_attention_heads", "n_head", "num_heads")
+            if (n := getattr(text, k, None))
+        ),
+        1,
     )
     width = 0 if out_proj is None or out_proj.input is None else int(out_proj.input.shape[-1])
     return int(heads), int(heads), width // int(heads), width // int(heads)
@@ -312,6 +360,8 @@ def _name_norms(
     """Name the norm before a part (its output is the part's input) and the one behind it."""
     for call in view.calls:
         if not view.is_norm(call.path) or call.result is None:
+            continue
+        if isinstance(view.part(call.path), nn.Identity):
             continue
         reads_stream = call.input is not None and call.input.numel() == view.stream.numel()
         if f"{kind}.norm" not in norms and reads_stream and view.same(call.result, received):

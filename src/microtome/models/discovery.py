@@ -8,6 +8,7 @@ names only break ties. Each block is handled by :mod:`microtome.models.blocks`.
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from microtome.models.anatomy import Anatomy, BlockAnatomy, Tail
 from microtome.models.blocks import find_block
 from microtome.models.compare import fitted_scale, relative_error, tolerance
 from microtome.models.probe import Call, Recording, first_tensor, record
+from microtome.models.softmax import count_softmaxes
 
 PROBE_TOKENS = 11
 
@@ -38,7 +40,8 @@ def discover(module: nn.Module) -> Anatomy:
     embed = token_embedding(module)
     if embed is None:
         raise ModelSupportError(
-            f"{type(module).__name__} has no token embedding, so it has no anatomy of a transformer. "
+            f"{type(module).__name__} has no token embedding, so it has no anatomy of a "
+            f"transformer. "
             "Its parts can be reached as module:PATH:in and module:PATH:out."
         )
     embed_path, table = embed
@@ -48,8 +51,9 @@ def discover(module: nn.Module) -> Anatomy:
     with quiet_state(module):
         recording = record(module, tokens, **plain_call(module))
         changed = record_changed(module, tokens)
+        found = tuple(find_block(module, recording, path) for path in blocks)
+        found = with_softmax_counts(module, found, tokens)
     logits = logits_of(recording.output)
-    found = tuple(find_block(module, recording, path) for path in blocks)
     last = last_stream(recording, found)
     final_norm = find_final_norm(recording, blocks[-1], last)
     return Anatomy(
@@ -62,6 +66,7 @@ def discover(module: nn.Module) -> Anatomy:
         vocab=int(logits.shape[-1]),
         context=context,
         causal=is_causal(logits, changed),
+        overwritten=recording.overwritten(),
         position_ids="position_ids" in inspect.signature(module.forward).parameters,
     )
 
@@ -101,7 +106,9 @@ def logits_of(output: Any) -> torch.Tensor:
     if logits is None:
         logits = first_tensor(output)
     if logits is None:
-        raise ModelSupportError(f"The model returned {type(output).__name__}, which holds no logits.")
+        raise ModelSupportError(
+            f"The model returned {type(output).__name__}, which holds no logits."
+        )
     return logits
 
 
@@ -184,6 +191,30 @@ def is_causal(logits: torch.Tensor, changed: torch.Tensor) -> bool:
         return False
     before = relative_error(changed[:, :-1], logits[:, :-1])
     return before <= max(1e-6, 4 * torch.finfo(logits.dtype).eps)
+
+
+def with_softmax_counts(
+    module: nn.Module, blocks: tuple[BlockAnatomy, ...], tokens: torch.Tensor
+) -> tuple[BlockAnatomy, ...]:
+    """Mark where the attention of a block that does not dispatch has no or several softmaxes."""
+    outside = {
+        b.attention.path: number
+        for number, b in enumerate(blocks)
+        if b.attention is not None and not b.attention.dispatches
+    }
+    if not outside:
+        return blocks
+    seen = count_softmaxes(module, tuple(outside), lambda: module(tokens, **plain_call(module)))
+    found = list(blocks)
+    for path, number in outside.items():
+        block, times = found[number], seen[path]
+        if times != 1 and block.attention is not None:
+            why = f"its softmax runs {times} times in one forward pass"
+            attention = replace(block.attention, softmax=False)
+            found[number] = replace(
+                block, attention=attention, reasons={**block.reasons, "softmax": why}
+            )
+    return tuple(found)
 
 
 def last_stream(recording: Recording, blocks: tuple[BlockAnatomy, ...]) -> torch.Tensor | None:

@@ -55,9 +55,7 @@ def head_columns(
     return found
 
 
-def _match(
-    call: Call, heads: torch.Tensor, positions: slice, scale: float
-) -> HeadColumns | None:
+def _match(call: Call, heads: torch.Tensor, positions: slice, scale: float) -> HeadColumns | None:
     """Match head values ``[batch, head, pos, d_head]`` with output columns of a projection."""
     if call.result is None or call.result.ndim != 3 or call.result.shape[0] != heads.shape[0]:
         return None

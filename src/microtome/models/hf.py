@@ -1,7 +1,8 @@
 """Every private name of transformers that microtome relies on, in this one file.
 
-Attention is reached through transformers' own dispatch: an implementation name registered in both the
-attention and the mask registry. ``tests/models/test_hf_canary.py`` fails when a name here has moved.
+Attention is reached through transformers' own dispatch: an implementation name registered in both
+the attention and the mask registry. ``tests/models/test_hf_canary.py`` fails when a name here has
+moved.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def _make_entry(native: str) -> AttentionFunction:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        mask: torch.Tensor | None,
+        *args: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        mask = args[0] if args else kwargs.pop("attention_mask", None)
         handler = _handler.get()
         if handler is None:
             return native_function(native, module)(module, q, k, v, mask, **kwargs)
@@ -184,6 +186,11 @@ def projection_weight(module: nn.Module) -> torch.Tensor:
     if not isinstance(weight, torch.Tensor):
         raise TypeError(f"{type(module).__name__} has no weight tensor")
     return weight if isinstance(module, Conv1D) else weight.T
+
+
+def is_cache(value: Any) -> bool:
+    """Return whether a value is a key/value cache."""
+    return value is not None and callable(getattr(value, "get_seq_length", None))
 
 
 def cache_length(cache: Any) -> int:

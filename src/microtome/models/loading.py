@@ -86,7 +86,9 @@ def _locate(source: str | Path) -> tuple[str, str]:
     """Return a folder or hub id, and the model's name."""
     text = str(source)
     if not text.strip():
-        raise ModelNotFoundError("The model's name is empty; give a folder, a hub id or a specimen.")
+        raise ModelNotFoundError(
+            "The model's name is empty; give a folder, a hub id or a specimen."
+        )
     path = Path(text).expanduser()
     specimen = specimen_folder(text)
     if path.is_dir():
@@ -95,10 +97,13 @@ def _locate(source: str | Path) -> tuple[str, str]:
     if path.is_file():
         if path.suffix in _PICKLES:
             raise UnsafeFileError(
-                f"{path} is a pickle; reading it could run foreign code, so it is refused. Give a folder "
+                f"{path} is a pickle; reading it could run foreign code, so it is refused. Give "
+                f"a folder "
                 "with config.json and safetensors."
             )
-        raise ModelNotFoundError(f"{path} is a file; give the folder that holds it with its config.json.")
+        raise ModelNotFoundError(
+            f"{path} is a file; give the folder that holds it with its config.json."
+        )
     if specimen is not None:
         return str(specimen), text
     if path.is_absolute() or text.startswith(".") or text.count("/") > 1 or "\\" in text:
@@ -116,13 +121,16 @@ def _check_folder(path: Path) -> None:
     except (ValueError, OSError) as error:
         raise ModelFileError(f"{config} cannot be read as JSON: {error}.") from None
     if not isinstance(loaded, dict) or "model_type" not in loaded:
-        raise ModelFileError(f"{config} names no model_type; expected a Hugging Face configuration.")
+        raise ModelFileError(
+            f"{config} names no model_type; expected a Hugging Face configuration."
+        )
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         pickles = [p.name for p in sorted(path.iterdir()) if p.suffix in _PICKLES]
         if pickles:
             raise UnsafeFileError(
-                f"{path} holds its weights only as a pickle ({pickles[0]}); reading it could run foreign "
+                f"{path} holds its weights only as a pickle ({pickles[0]}); reading it could run "
+                f"foreign "
                 "code, so it is refused. Convert it to safetensors on a machine you trust."
             )
         raise ModelFileError(f"{path} holds no *.safetensors weights.")
@@ -138,7 +146,8 @@ def _check_safetensors(file: Path) -> None:
             list(opened.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(
-            f"{file} is not a complete safetensors file ({error}). It may be truncated: fetch it again."
+            f"{file} is not a complete safetensors file ({error}). It may be truncated: fetch it "
+            f"again."
         ) from None
 
 
@@ -151,7 +160,9 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
         config = AutoConfig.from_pretrained(folder)
         names = getattr(config, "architectures", None) or []
         kind = getattr(transformers, names[0], None) if names else None
-        loader = kind if kind is not None and hasattr(kind, "from_pretrained") else AutoModelForCausalLM
+        loader = (
+            kind if kind is not None and hasattr(kind, "from_pretrained") else AutoModelForCausalLM
+        )
         with hf.quiet():
             module, info = loader.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -163,7 +174,8 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
     missing = sorted(info.get("missing_keys") or [])
     if missing:
         raise ModelFileError(
-            f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}. The files do not fit "
+            f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}. The files "
+            f"do not fit "
             "the configuration."
         )
     return module  # type: ignore[no-any-return]
@@ -186,12 +198,20 @@ def _tokenizer(given: Any, folder: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(_first_line(f"The tokenizer at {source} cannot be read: {error}")) from None
+        raise TokenizerError(
+            _first_line(f"The tokenizer at {source} cannot be read: {error}")
+        ) from None
 
 
 def _has_tokenizer(source: str) -> bool:
     folder = Path(source)
     if not folder.is_dir():
         return True
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "tokenizer.model",
+        "vocab.txt",
+    )
     return any((folder / name).is_file() for name in names)

@@ -42,12 +42,17 @@ def find_neurons(
         (
             c
             for c in inner
-            if hf.is_projection(view.part(c.path)) and raw is not None and view.same(c.result, raw.result)
+            if hf.is_projection(view.part(c.path))
+            and raw is not None
+            and view.same(c.result, raw.result)
         ),
         None,
     )
     path = _root(view, raw)
     router = find_router(view, path)
+    if router is not None and not returns_experts(view, router):
+        reasons["mlp.router"] = "its router returns no weights for each token and expert"
+        return _without_neurons(view, path, added, scale, None, reasons)
     if down is None or router is not None:
         return _without_neurons(view, path, added, scale, router, reasons)
     ups = [
@@ -131,6 +136,17 @@ def find_router(view: BlockView, path: str | None) -> str | None:
     return None
 
 
+def returns_experts(view: BlockView, router: str) -> bool:
+    """Return whether a router's (first) result has a row of expert weights for each token."""
+    call = view.recording.only(router)
+    if call is None or call.result is None or not call.result.is_floating_point():
+        return False
+    batch, width = view.stream.shape[:2]
+    return (
+        call.result.ndim in (2, 3) and call.result.numel() // call.result.shape[-1] == batch * width
+    )
+
+
 def _without_neurons(
     view: BlockView,
     path: str | None,
@@ -152,9 +168,7 @@ def _without_neurons(
     return mlp, None if call is None else call.input
 
 
-def _activation(
-    view: BlockView, readers: list[Call], inner: list[Call], down: Call
-) -> Call | None:
+def _activation(view: BlockView, readers: list[Call], inner: list[Call], down: Call) -> Call | None:
     """Return the call of the non-linearity: a module without weights fed by an up projection."""
     for call in inner:
         if call.end >= down.start or any(True for _ in view.part(call.path).parameters()):

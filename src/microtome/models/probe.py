@@ -60,6 +60,15 @@ class Recording:
     output: Any = None
     tokens: torch.Tensor | None = None
 
+    def overwritten(self) -> frozenset[str]:
+        """Return the modules whose returned tensor the model changed in place afterwards."""
+        return frozenset(
+            path
+            for path, calls in self.calls.items()
+            for call in calls
+            if call.result is not None and not _same_bits(call.result, first_tensor(call.output))
+        )
+
     def only(self, path: str) -> Call | None:
         """Return the call of a module that was called exactly once, else None."""
         calls = self.calls.get(path, [])
@@ -86,6 +95,10 @@ def first_tensor(value: Any) -> torch.Tensor | None:
     return None
 
 
+def _same_bits(before: torch.Tensor, after: torch.Tensor | None) -> bool:
+    return after is not None and before.shape == after.shape and torch.equal(before, after)
+
+
 def copied(value: torch.Tensor | None) -> torch.Tensor | None:
     """Return a detached copy of a tensor, or None."""
     return None if value is None else value.detach().clone()
@@ -108,7 +121,9 @@ def record(module: nn.Module, tokens: torch.Tensor, **kwargs: Any) -> Recording:
     handles = []
     for path, part in module.named_modules(remove_duplicate=False):
         if path:
-            handles.append(part.register_forward_pre_hook(_before(path, recording, clock), with_kwargs=True))
+            handles.append(
+                part.register_forward_pre_hook(_before(path, recording, clock), with_kwargs=True)
+            )
             handles.append(part.register_forward_hook(_after(path, recording, clock)))
     try:
         with torch.no_grad(), _attention_recorded(module, recording):

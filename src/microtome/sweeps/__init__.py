@@ -1,1 +1,17 @@
 """Sweeps: plans of many interventions, their cost, certification and execution."""
+
+from __future__ import annotations
+
+from microtome.core.lazy import lazy_names
+
+_NAMES = {
+    "Cost": "microtome.sweeps.plans:Cost",
+    "Plan": "microtome.sweeps.plans:Plan",
+    "Sweep": "microtome.sweeps.results:Sweep",
+    "plan": "microtome.sweeps.planning:plan",
+    "sweep": "microtome.sweeps.planning:sweep",
+}
+
+__all__ = sorted(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -1,4 +1,4 @@
-"""Names of TransformerLens, accepted where the value is the same and refused with the reason where not."""
+"""Names of TransformerLens, accepted where the value is the same, else refused with the reason."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ _MODEL = {
 }
 
 _DIFFERENT = {
-    "attn.hook_q": "it is the query before rotary embedding and query norm; attn.q is as used in the product",
-    "attn.hook_k": "it is the key before rotary embedding and key norm; attn.k is as used in the product",
+    "attn.hook_q": "it is the query before rotary embedding and query norm; attn.q is as used in "
+    "the product",
+    "attn.hook_k": "it is the key before rotary embedding and key norm; attn.k is as used in the "
+    "product",
     "attn.hook_rot_q": "use attn.q, which is after rotary embedding",
     "attn.hook_rot_k": "use attn.k, which is after rotary embedding",
     "hook_q_input": "use the port attn.in.q; the value there is before the norm, here after it",
@@ -38,14 +40,16 @@ _DIFFERENT = {
     "hook_v_input": "use the port attn.in.v; the value there is before the norm, here after it",
     "hook_attn_in": "the value there is before the norm; attn.in is after it",
     "hook_mlp_in": "the value there is before the norm; mlp.in is after it",
-    "mlp.hook_pre": "in gated MLPs it is the gate before its non-linearity (mlp.gate), else mlp.pre",
+    "mlp.hook_pre": "in gated MLPs it is the gate before its non-linearity (mlp.gate), else "
+    "mlp.pre",
     "mlp.hook_pre_linear": "use mlp.pre",
     "ln1.hook_normalized": "there it excludes the norm's weight and bias; attn.in includes them",
     "ln2.hook_normalized": "there it excludes the norm's weight and bias; mlp.in includes them",
 }
 
 _FINAL_DIFFERENT = {
-    "ln_final.hook_normalized": "there it excludes the norm's weight and bias; final.norm includes them",
+    "ln_final.hook_normalized": "there it excludes the norm's weight and bias; final.norm "
+    "includes them",
     "hook_tokens": "token ids are in trace.tokens",
 }
 

@@ -88,7 +88,9 @@ class AttentionTap:
 
     def scores(self, rows: torch.Tensor, keys: int) -> torch.Tensor:
         """Pass what enters the softmax through."""
-        return self.through("attn.scores", rows, Rows(keys)) if "attn.scores" in self.names else rows
+        return (
+            self.through("attn.scores", rows, Rows(keys)) if "attn.scores" in self.names else rows
+        )
 
     def pattern(self, rows: torch.Tensor, keys: int) -> torch.Tensor:
         """Pass what leaves the softmax through, its sink columns separately."""
@@ -139,7 +141,7 @@ class ModuleSoftmax:
 
     def enter(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
         """Pre-hook: start watching for the softmax."""
-        mode = SoftmaxSeam(self._scores, self._pattern)
+        mode = SoftmaxSeam(self._scores, self._pattern, fused_output=self._tap.eager_output)
         mode.__enter__()
         self._modes.append(mode)
 

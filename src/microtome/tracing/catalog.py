@@ -17,9 +17,10 @@ READ_ONLY = frozenset(
         "mlp.norm.scale",
         "mlp.post_norm.scale",
         "final.norm.scale",
+        "attn.sink",
     }
 )
-"""Sites that are computed beside the model and cannot be written."""
+"""Sites that are computed beside the model, or dropped by it, and cannot be written."""
 
 WRITE_ONLY = frozenset({"attn.in.q", "attn.in.k", "attn.in.v"})
 """The ports of a circuit's edges: written, not captured."""
@@ -84,7 +85,12 @@ class Catalog:
         if reason:
             return SiteInfo(full, axes, False, False, reason)
         if name in READ_ONLY:
-            return SiteInfo(full, axes, True, False, "computed from the norm's input; read only")
+            why = (
+                "dropped behind the softmax"
+                if name == "attn.sink"
+                else "computed from the norm's input"
+            )
+            return SiteInfo(full, axes, True, False, f"{why}; read only")
         if name in WRITE_ONLY:
             return SiteInfo(full, axes, False, True, "a port: write only")
         return SiteInfo(full, axes, True, True)
@@ -117,7 +123,8 @@ class Catalog:
     def _anatomy(self, name: str) -> Anatomy:
         if self.anatomy is None:
             raise SiteAbsentError(
-                f"{name!r}: {type(self.module).__name__} is not opened as a transformer, so it has only "
+                f"{name!r}: {type(self.module).__name__} is not opened as a transformer, so it "
+                f"has only "
                 "module:PATH:in and module:PATH:out sites."
             )
         return self.anatomy
@@ -126,7 +133,9 @@ class Catalog:
         if info.writable if write else info.readable:
             return
         what = "written" if write else "read"
-        near = "" if info.reason else nearest(info.name, [s.name for s in self.sites() if s.present])
+        near = (
+            "" if info.reason else nearest(info.name, [s.name for s in self.sites() if s.present])
+        )
         raise SiteAbsentError(f"{info.name} cannot be {what}: {info.reason}{near}.")
 
     def _check_path(self, site: Site) -> None:
@@ -135,7 +144,9 @@ class Catalog:
             self.module.get_submodule(path)
         except AttributeError:
             known = [name for name, _ in self.module.named_modules() if name]
-            raise SiteError(f"No module {path!r} in {type(self.module).__name__}{nearest(path, known)}.") from None
+            raise SiteError(
+                f"No module {path!r} in {type(self.module).__name__}{nearest(path, known)}."
+            ) from None
 
 
 def model_reason(anatomy: Anatomy, name: str) -> str:
@@ -205,7 +216,7 @@ def _mlp_reason(block: BlockAnatomy, name: str) -> str:
         "mlp.gate": (mlp.gate is None, "the MLP is not gated"),
         "mlp.act": (mlp.down is None, "no projection from its neurons was found"),
         "mlp.out": (mlp.added is None, "what the MLP adds is no module's output"),
-        "mlp.router": (mlp.router is None, "the MLP has no router"),
+        "mlp.router": (mlp.router is None, "the MLP has no router of its own"),
     }
     absent, why = missing[name]
     return why if absent else ""

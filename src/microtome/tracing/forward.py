@@ -66,7 +66,7 @@ def forward_arguments(
 
 
 def kept_logits(output: Any, batch: Batch, logits: str | None) -> torch.Tensor | None:
-    """Return the logits that were asked for: all, or ``[batch, 1, vocab]`` at each row's last token."""
+    """Return the logits asked for: all, or ``[batch, 1, vocab]`` at each row's last token."""
     if logits is None:
         return None
     found = logits_of(output)

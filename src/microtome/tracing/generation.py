@@ -1,8 +1,8 @@
 """Generation under interventions: the same text with and without a cache.
 
-Positions are absolute. An intervention without positions acts on every position, those of new tokens
-included; negative positions count from the prompt's end. Without a cache every step computes the
-whole sequence again and the intervention acts on the same absolute positions again.
+Positions are absolute. An intervention without positions acts on every position, those of new
+tokens included; negative positions count from the prompt's end. Without a cache every step computes
+the whole sequence again and the intervention acts on the same absolute positions again.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ class _Loop:
             for row, length in zip(self._batch.tokens, self._batch.lengths, strict=True)
         )
         has_text = self._model.tokenizer is not None
-        texts = tuple(continuation(self._model, p, r) if has_text else "" for p, r in zip(prompts, rows, strict=True))
+        texts = tuple(
+            continuation(self._model, p, r) if has_text else ""
+            for p, r in zip(prompts, rows, strict=True)
+        )
         return Generation(tuple(rows), texts, prompts)
 
 
@@ -158,13 +161,25 @@ def at_steps(
     site = intervention.site
     if site.pos is not None or site.table is not None:
         raise ConfigError(
-            f"{intervention} selects positions already; steps={steps!r} would select them a second time."
+            f"{intervention} selects positions already; steps={steps!r} would select them a "
+            f"second time."
         )
     placed = []
     for length in sorted(set(lengths)):
-        rows = tuple(r for r, n in enumerate(lengths) if n == length and r in (intervention.rows or range(len(lengths))))
+        rows = tuple(
+            r
+            for r, n in enumerate(lengths)
+            if n == length and r in (intervention.rows or range(len(lengths)))
+        )
         if rows:
-            placed.append(replace(intervention, site=replace(site, pos=_read_at(steps, length)), rows=rows, **_origin(intervention, rows)))
+            placed.append(
+                replace(
+                    intervention,
+                    site=replace(site, pos=_read_at(steps, length)),
+                    rows=rows,
+                    **_origin(intervention, rows),
+                )
+            )
     return placed
 
 
@@ -183,14 +198,14 @@ def _read_at(steps: Steps, length: int) -> Any:
     if steps == "new":
         return Span(length, None)
     if not isinstance(steps, range) or steps.step != 1 or steps.start < 0:
-        raise ConfigError(f"steps={steps!r} is not 'all', 'prompt', 'new' or a range such as range(0, 3).")
+        raise ConfigError(
+            f"steps={steps!r} is not 'all', 'prompt', 'new' or a range such as range(0, 3)."
+        )
     first = 0 if steps.start == 0 else length + steps.start - 1
     return Span(first, length + steps.stop - 1)
 
 
-def _choose(
-    logits: torch.Tensor, temperature: float, generator: torch.Generator
-) -> torch.Tensor:
+def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
     if temperature == 0.0:
         return logits.argmax(-1)
     weights = torch.softmax(logits.float() / temperature, dim=-1).cpu()
@@ -198,7 +213,9 @@ def _choose(
 
 
 def _end_tokens(model: Model) -> frozenset[int]:
-    config = getattr(model.module, "generation_config", None) or getattr(model.module, "config", None)
+    config = getattr(model.module, "generation_config", None) or getattr(
+        model.module, "config", None
+    )
     end = getattr(config, "eos_token_id", None)
     if end is None:
         return frozenset()
@@ -219,6 +236,7 @@ def _check_context(model: Model, batch: Batch, new: int) -> None:
     longest = max(batch.lengths)
     if context is not None and longest + new - 1 > context:
         raise PromptError(
-            f"The prompt has {longest} tokens and {new} new ones are asked for, but the model's context "
+            f"The prompt has {longest} tokens and {new} new ones are asked for, but the model's "
+            f"context "
             f"is {context}. Ask for at most {max(context - longest + 1, 0)}."
         )

@@ -42,7 +42,9 @@ class Gradients:
     def __getitem__(self, site: str | Site) -> torch.Tensor:
         label = str(at(site))
         if label not in self.slopes:
-            raise SiteError(f"No gradient at {label}; there are {', '.join(self.slopes) or 'none'}.")
+            raise SiteError(
+                f"No gradient at {label}; there are {', '.join(self.slopes) or 'none'}."
+            )
         return self.slopes[label]
 
     @property
@@ -65,8 +67,9 @@ def gradients(
 ) -> Gradients:
     """Return the gradient of a metric at sites.
 
-    Weights are frozen for the time of the call and only activations are differentiated. A gradient at
-    ``scores`` or ``pattern`` makes the eager attention function the block's (about 2e-6 in the logits).
+    Weights are frozen for the time of the call and only activations are differentiated. A gradient
+    at ``scores`` or ``pattern`` makes the eager attention function the block's (about 2e-6 in the
+    logits).
 
     Args:
         model: The model.
@@ -80,14 +83,15 @@ def gradients(
         MetricError: If the metric does not return one number per row, or does not depend on a site.
     """
     wanted = sites_of(sites)
-    with frozen(model.module), graph_started(model):
+    with frozen(model.module), graph_started(model), torch.enable_grad():
         trace = model.trace(prompts, capture=wanted, interventions=interventions, grad=True)
         if trace.logits is None:
             raise MetricError("The model returned no logits to measure.")
         measured = metric(trace.logits, trace.lengths)
         if measured.ndim != 1 or measured.shape[0] != trace.tokens.shape[0]:
             raise MetricError(
-                f"The metric returned shape {tuple(measured.shape)}; expected one number for each of "
+                f"The metric returned shape {tuple(measured.shape)}; expected one number for "
+                f"each of "
                 f"{trace.tokens.shape[0]} rows."
             )
         return _differentiate(trace, measured)
@@ -132,7 +136,9 @@ def graph_started(model: Model) -> Iterator[None]:
 
     def leaf_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
-            a.detach().requires_grad_(True) if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+            a.detach().requires_grad_(True)
+            if isinstance(a, torch.Tensor) and a.is_floating_point()
+            else a
             for a in args
         )
 

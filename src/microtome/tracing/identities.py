@@ -35,12 +35,22 @@ def check_identities(
     checks = _Checks(model, tokens, logits_of(plain), whole)
     return (
         checks.bit_equal(),
-        checks.over_blocks("resid_mid = resid_pre + attn.out", _mid_error, "no stream between them"),
-        checks.over_blocks("resid_post = resid_mid + mlp.out", _post_error, "what the MLP adds is not seen"),
-        checks.over_blocks("z @ W_O + bias = attention's output", _heads_error, "heads do not add up"),
-        checks.over_blocks("act @ W_down + bias = the MLP's output", _neurons_error, "no dense neurons"),
+        checks.over_blocks(
+            "resid_mid = resid_pre + attn.out", _mid_error, "no stream between them"
+        ),
+        checks.over_blocks(
+            "resid_post = resid_mid + mlp.out", _post_error, "what the MLP adds is not seen"
+        ),
+        checks.over_blocks(
+            "z @ W_O + bias = attention's output", _heads_error, "heads do not add up"
+        ),
+        checks.over_blocks(
+            "act @ W_down + bias = the MLP's output", _neurons_error, "no dense neurons"
+        ),
         checks.over_blocks("pattern rows and sink sum to 1", _rows_error, "no softmax is seen"),
-        checks.over_blocks("norm(x) = x / scale * weight + bias", _norm_error, "no norm of a known form"),
+        checks.over_blocks(
+            "norm(x) = x / scale * weight + bias", _norm_error, "no norm of a known form"
+        ),
         checks.tail(),
         checks.replay(),
         checks.right_padding(),
@@ -61,7 +71,9 @@ class _Checks:
         self.anatomy: Anatomy = model.anatomy  # type: ignore[assignment]
         self.bound = limit(model.dtype)
 
-    def _result(self, name: str, error: float, bound: float | None = None, reason: str = "") -> Identity:
+    def _result(
+        self, name: str, error: float, bound: float | None = None, reason: str = ""
+    ) -> Identity:
         from microtome.tracing.verification import Identity
 
         allowed = self.bound if bound is None else bound
@@ -98,11 +110,16 @@ class _Checks:
         base = record(self.model, self.tokens)
         rows, width = self.tokens.shape
         positions = torch.arange(width).expand(rows, width)
-        return self._result(name, relative_error(tail(self.model, base.streams[-1], positions), self.logits))
+        return self._result(
+            name, relative_error(tail(self.model, base.streams[-1], positions), self.logits)
+        )
 
     def replay(self) -> Identity:
         """Replaying the blocks from each one on gives the last stream of the whole pass."""
         name = "replay from every block = the whole pass"
+        odd = next((b.reasons["*"] for b in self.anatomy.blocks if "*" in b.reasons), "")
+        if odd:
+            return self._skip(name, odd)
         try:
             base = record(self.model, self.tokens)
             rows = torch.tensor([1, 0, 1])
@@ -126,7 +143,9 @@ class _Checks:
         alone = [self.model.trace([p], logits="last").logits for p in prompts]
         if both is None or alone[0] is None or alone[1] is None:
             return self._skip(name, "the model returned no logits")
-        return self._result(name, relative_error(both, torch.cat([alone[0], alone[1]])), 10 * self.bound)
+        return self._result(
+            name, relative_error(both, torch.cat([alone[0], alone[1]])), 10 * self.bound
+        )
 
     def left_padding(self) -> Identity:
         """The last logits of a left-padded row equal those of the row alone (for generation)."""
@@ -134,13 +153,17 @@ class _Checks:
         policy = policy_of(self.model)
         if policy == "none" or not self.anatomy.causal:
             return self._skip(name, "generation needs a causal model that takes a mask")
+        if policy == "alone":
+            return self._skip(
+                name, "padding changes this model: rows of other length are generated apart"
+            )
         error = padding_error(self.model, policy)
         return self._result(name, error, 10 * self.bound, f"position ids: {policy}")
 
 
 def _added(trace: Trace, layer: int, key: str) -> torch.Tensor | None:
     name = f"blocks.{layer}.{key}"
-    return trace[name] if name in trace else None
+    return trace[name] if name in trace else None  # noqa: SIM401 (a trace has no get)
 
 
 def _mid_error(model: Model, trace: Trace, block: BlockAnatomy, layer: int) -> float | None:
@@ -219,7 +242,7 @@ def _norm_error(model: Model, trace: Trace, block: BlockAnatomy, layer: int) -> 
         norm = model.module.get_submodule(path)
         weight = getattr(norm, "weight", None)
         x = before.float()
-        x = (x - x.mean(-1, keepdim=True)) if centers(norm) else x
+        x = (x - x.mean(-1, keepdim=True)) if centers(norm, x.shape[-1]) else x
         x = x / divisor(norm, before)
         if isinstance(weight, torch.Tensor):
             bias = getattr(norm, "bias", None)
@@ -227,5 +250,7 @@ def _norm_error(model: Model, trace: Trace, block: BlockAnatomy, layer: int) -> 
             candidates = [x * weight + shift, x * (1 + weight) + shift]
         else:
             candidates = [x]
-        errors.append(min(relative_error(c.reshape(after.shape), after.float()) for c in candidates))
+        errors.append(
+            min(relative_error(c.reshape(after.shape), after.float()) for c in candidates)
+        )
     return max(errors) if errors else None

@@ -179,10 +179,16 @@ class Instrument:
         return run
 
     def _after(self, hook: Hook) -> Any:
+        anatomy = self._catalog.anatomy
+        overwritten = anatomy is not None and hook.path in anatomy.overwritten
+
+        def serve(raw: torch.Tensor) -> torch.Tensor:
+            new = self._serve(hook, raw)
+            # the model goes on with a copy, so that what was captured keeps its values
+            return new.clone() if overwritten else new
+
         def run(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            if self._call is None:
-                return None
-            return _replace_output(output, lambda raw: self._serve(hook, raw))
+            return None if self._call is None else _replace_output(output, serve)
 
         return run
 

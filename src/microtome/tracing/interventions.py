@@ -52,7 +52,9 @@ class Intervention:
         where = str(self.site) if self.rows is None else f"{self.site} rows {list(self.rows)}"
         return f"{self.operation} at {where}"
 
-    def on(self, value: torch.Tensor, axes: tuple[str, ...], positions: Positions, name: str) -> torch.Tensor:
+    def on(
+        self, value: torch.Tensor, axes: tuple[str, ...], positions: Positions, name: str
+    ) -> torch.Tensor:
         """Return the site's value after the intervention.
 
         Args:
@@ -88,10 +90,14 @@ class Intervention:
             return torch.zeros_like(old)
         if self.operation == "apply":
             if not callable(self.value):
-                raise ShapeError(f"{self}: apply needs a function, got {type(self.value).__name__}.")
+                raise ShapeError(
+                    f"{self}: apply needs a function, got {type(self.value).__name__}."
+                )
             result = self.value(old)
             if not isinstance(result, torch.Tensor):
-                raise ShapeError(f"{self}: the function returned {type(result).__name__}, not a tensor.")
+                raise ShapeError(
+                    f"{self}: the function returned {type(result).__name__}, not a tensor."
+                )
             return result
         operand = _operand(self.value, old, self)
         if self.operation == "add":
@@ -146,7 +152,9 @@ class Selection:
                 chosen = getattr(site, key) if key else None
                 size = value.shape[number]
                 picks.append(
-                    None if chosen is None else torch.tensor(resolve_index(chosen, size, f"{key} of {name}"))
+                    None
+                    if chosen is None
+                    else torch.tensor(resolve_index(chosen, size, f"{key} of {name}"))
                 )
         empty = any(p is not None and p.numel() == 0 for p in picks)
         index, valid = _open_mesh(picks, value, rows, axes)
@@ -198,7 +206,9 @@ def _rows(intervention: Intervention, batch: int) -> tuple[int, ...]:
         return tuple(range(batch))
     wrong = [r for r in intervention.rows if not -batch <= r < batch]
     if wrong:
-        raise SelectorError(f"{intervention}: row {wrong[0]} is out of range; the batch has {batch} rows.")
+        raise SelectorError(
+            f"{intervention}: row {wrong[0]} is out of range; the batch has {batch} rows."
+        )
     return tuple(r % batch for r in intervention.rows)
 
 
@@ -211,7 +221,10 @@ def _columns(site: Site, axes: tuple[str, ...], positions: Positions) -> torch.T
 
 
 def _open_mesh(
-    picks: list[torch.Tensor | None], value: torch.Tensor, rows: tuple[int, ...], axes: tuple[str, ...]
+    picks: list[torch.Tensor | None],
+    value: torch.Tensor,
+    rows: tuple[int, ...],
+    axes: tuple[str, ...],
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
     """Turn the picks of each axis into index tensors that broadcast over the selected axes."""
     chosen = [i for i, pick in enumerate(picks) if pick is not None]
@@ -238,15 +251,15 @@ def _open_mesh(
     return tuple(index), valid
 
 
-def _operand(
-    value: object, old: torch.Tensor, intervention: Intervention
-) -> torch.Tensor:
+def _operand(value: object, old: torch.Tensor, intervention: Intervention) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         operand = value.to(device=old.device, dtype=old.dtype)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         operand = torch.tensor(float(value), device=old.device, dtype=old.dtype)
     else:
-        raise ShapeError(f"{intervention}: expected a number or a tensor, got {type(value).__name__}.")
+        raise ShapeError(
+            f"{intervention}: expected a number or a tensor, got {type(value).__name__}."
+        )
     if not bool(torch.isfinite(operand).all()):
         raise ShapeError(f"{intervention}: the value holds NaN or infinity.")
     try:
@@ -319,5 +332,7 @@ def mean(
     if isinstance(over, torch.Tensor):
         return Intervention(site, "set", over, rows=_row_tuple(rows))
     if not hasattr(over, "mean_of"):
-        raise SiteError(f"mean at {site}: over must be a trace or a tensor, got {type(over).__name__}.")
+        raise SiteError(
+            f"mean at {site}: over must be a trace or a tensor, got {type(over).__name__}."
+        )
     return Intervention(site, "mean", None, over, _row_tuple(rows), by_position=by_position)

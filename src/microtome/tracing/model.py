@@ -38,8 +38,8 @@ Logits = Literal["all", "last"] | None
 class Model:
     """A network under study: the user's own module, its tokenizer and its anatomy.
 
-    The module is not copied or changed; hooks are put on for a call and taken off after it. It has to
-    be in evaluation mode.
+    The module is not copied or changed; hooks are put on for a call and taken off after it. It has
+    to be in evaluation mode.
 
     Attributes:
         module: The user's module.
@@ -82,7 +82,7 @@ class Model:
         return fingerprint(self.module)
 
     def sites(self) -> tuple[SiteInfo, ...]:
-        """Return every site of the vocabulary with whether it can be read and written, or why not."""
+        """Return every site with whether it can be read and written, or why not."""
         return self.catalog.sites()
 
     def tokenize(self, text: str, *, bos: bool | None = None) -> tuple[int, ...]:
@@ -166,7 +166,11 @@ class Model:
             interventions=interventions,
             grad=grad,
         )
-        batch = self.batch(prompts) if is_text_batch(self.module, self.anatomy) else plain_batch(prompts, self.device)
+        batch = (
+            self.batch(prompts)
+            if is_text_batch(self.module, self.anatomy)
+            else plain_batch(prompts, self.device)
+        )
         call = Call(
             of_batch(batch.lengths, batch.tokens.shape[1] if batch.tokens.ndim > 1 else 1),
             to=None if to is None else torch.device(to),
@@ -191,8 +195,8 @@ class Model:
     def under(self, interventions: Iterable[Intervention]) -> Iterator[None]:
         """Apply interventions to every call of the module inside the scope.
 
-        Any code that calls the module sees them, ``generate`` included. Positions are absolute, also
-        with a cache.
+        Any code that calls the module sees them, ``generate`` included. Positions are absolute,
+        also with a cache.
 
         Args:
             interventions: Changes, in order.
@@ -333,7 +337,8 @@ class Model:
     def _require_eval(self) -> None:
         if self.module.training:
             raise ConfigError(
-                f"{self.name} is in training mode, where dropout changes every pass. Call module.eval() first."
+                f"{self.name} is in training mode, where dropout changes every pass. Call "
+                f"module.eval() first."
             )
 
     def __repr__(self) -> str:
@@ -341,5 +346,3 @@ class Model:
             return f"Model({self.name!r}, {type(self.module).__name__}, module sites only)"
         a = self.anatomy
         return f"Model({self.name!r}, {a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model})"
-
-

@@ -11,12 +11,25 @@ from microtome.tracing.call import Call, Point
 from microtome.tracing.layouts import Plain
 
 
-def centers(norm: nn.Module) -> bool:
-    """Return whether a norm subtracts the mean (LayerNorm) or not (RMSNorm)."""
+def centers(norm: nn.Module, width: int | None = None) -> bool:
+    """Return whether a norm subtracts the mean (LayerNorm) or not (RMSNorm), found by trying.
+
+    Args:
+        norm: The norm.
+        width: Size of its input, where it has no weight that tells.
+    """
     if isinstance(norm, nn.LayerNorm):
         return True
-    name = type(norm).__name__.lower()
-    return "layernorm" in name and "rms" not in name and getattr(norm, "bias", None) is not None
+    weight = getattr(norm, "weight", None)
+    size = weight.shape[-1] if isinstance(weight, torch.Tensor) else width
+    if size is None:
+        return False
+    like = weight if isinstance(weight, torch.Tensor) else torch.zeros(1)
+    probe = torch.linspace(-2.0, 1.0, size, device=like.device, dtype=like.dtype).unsqueeze(0)
+    with torch.no_grad():
+        # forward, not call: hooks may be on the norm
+        moved = norm.forward(probe + 5.0) - norm.forward(probe)
+    return float(moved.abs().max()) < 0.05
 
 
 def epsilon(norm: nn.Module) -> float:
@@ -25,13 +38,13 @@ def epsilon(norm: nn.Module) -> float:
         value = getattr(norm, name, None)
         if isinstance(value, float):
             return value
-    return 0.0
+    return 1e-5
 
 
 def divisor(norm: nn.Module, value: torch.Tensor) -> torch.Tensor:
     """Return the divisor ``[batch, pos, 1]`` of a norm for its input, in float32."""
     x = value.float()
-    if centers(norm):
+    if centers(norm, x.shape[-1]):
         x = x - x.mean(-1, keepdim=True)
     return (x.pow(2).mean(-1, keepdim=True) + epsilon(norm)).sqrt()
 

@@ -1,4 +1,4 @@
-"""Position ids for left-padded batches: the model's own or mask-derived ones, whichever is right."""
+"""Position ids for left-padded batches: the model's own or mask-derived, whichever is right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from microtome.tracing.forward import accepts
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
 
-Policy = Literal["own", "mask", "none"]
+Policy = Literal["own", "mask", "alone", "none"]
 
 
 def mask_positions(mask: torch.Tensor) -> torch.Tensor:
@@ -27,7 +27,8 @@ def padding_error(model: Model, policy: Policy) -> float:
 
     Args:
         model: The model.
-        policy: ``"own"`` lets the model number positions itself, ``"mask"`` passes mask-derived ids.
+        policy: ``"own"`` lets the model number positions itself, ``"mask"`` passes mask-derived
+            ids.
     """
     module, anatomy = model.module, model.anatomy
     context = None if anatomy is None else anatomy.context
@@ -51,13 +52,17 @@ def policy_of(model: Model) -> Policy:
     """Return how a left-padded batch gets its positions in this model, found by trying.
 
     The model's own numbering is kept where it is right; else mask-derived ids are passed.
+    ``"alone"`` means that neither is: rows of different length have to be generated apart.
     """
     if not accepts(model.module, "attention_mask"):
         return "none"
-    if not accepts(model.module, "position_ids"):
+    bound = 1e-4 if model.dtype == torch.float32 else 0.1
+    own = padding_error(model, "own")
+    if own <= bound:
         return "own"
-    own, derived = padding_error(model, "own"), padding_error(model, "mask")
-    return "own" if own <= 10 * derived or own < 1e-5 else "mask"
+    if accepts(model.module, "position_ids") and padding_error(model, "mask") <= bound:
+        return "mask"
+    return "alone"
 
 
 def position_ids(model: Model, mask: torch.Tensor) -> torch.Tensor | None:

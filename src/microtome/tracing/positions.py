@@ -1,7 +1,8 @@
 """Absolute positions of a batch's rows, and where they lie in the tensors of one call.
 
 Position ``p`` of a row is its ``p``-th own token: padding does not count. A call covers columns
-``offset`` to ``offset + width`` of the padded sequence (``offset`` > 0 while generating with a cache).
+``offset`` to ``offset + width`` of the padded sequence (``offset`` > 0 while generating with a
+cache).
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ class Positions:
     @property
     def uniform(self) -> bool:
         """Whether all rows have the same padding and lengths."""
-        return len(set(self.pads)) == 1 and len(set(self.lengths)) == 1 and len(set(self.totals)) == 1
+        return (
+            len(set(self.pads)) == 1 and len(set(self.lengths)) == 1 and len(set(self.totals)) == 1
+        )
 
-    def absolute(self, index: Index | None, table: Sequence[Sequence[int]] | None) -> list[tuple[int, ...]]:
+    def absolute(
+        self, index: Index | None, table: Sequence[Sequence[int]] | None
+    ) -> list[tuple[int, ...]]:
         """Return the absolute positions that a selector means in each row.
 
         Raises:
@@ -75,7 +80,9 @@ class Positions:
                 )
         return tuple(p + length if p < 0 else p for p in index if p < total)
 
-    def columns(self, index: Index | None, table: Sequence[Sequence[int]] | None) -> torch.Tensor | None:
+    def columns(
+        self, index: Index | None, table: Sequence[Sequence[int]] | None
+    ) -> torch.Tensor | None:
         """Return the columns of this call that a selector means.
 
         Returns:

@@ -51,7 +51,8 @@ def tokenize(tokenizer: Any, text: str, *, bos: bool) -> tuple[int, ...]:
     """
     if tokenizer is None:
         raise TokenizerError(
-            "A text was given but the model has no tokenizer. Pass tokenizer=... to load, or token ids."
+            "A text was given but the model has no tokenizer. Pass tokenizer=... to load, or "
+            "token ids."
         )
     if not text:
         raise PromptError("The prompt is empty; expected at least one token.")
@@ -96,11 +97,14 @@ def batch_of(
             raise PromptError(f"Prompt {number} is empty; expected at least one token.")
         if context is not None and len(row) > context:
             raise PromptError(
-                f"Prompt {number} has {len(row)} tokens, but the model's context is {context}. Shorten it."
+                f"Prompt {number} has {len(row)} tokens, but the model's context is {context}. "
+                f"Shorten it."
             )
         if vocab is not None and not 0 <= min(row) <= max(row) < vocab:
             wrong = next(i for i in row if not 0 <= i < vocab)
-            raise PromptError(f"Prompt {number}: token id {wrong} is outside the vocabulary (0 to {vocab - 1}).")
+            raise PromptError(
+                f"Prompt {number}: token id {wrong} is outside the vocabulary (0 to {vocab - 1})."
+            )
     lengths = tuple(len(row) for row in rows)
     width = max(lengths)
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
@@ -124,7 +128,9 @@ def _rows(prompts: Prompts, tokenizer: Any, bos: bool) -> list[list[int]]:
     try:
         items = list(prompts)
     except TypeError:
-        raise PromptError(f"Prompts are texts or token ids; got {type(prompts).__name__}.") from None
+        raise PromptError(
+            f"Prompts are texts or token ids; got {type(prompts).__name__}."
+        ) from None
     if not items:
         raise PromptError("There are no prompts; expected at least one.")
     if all(isinstance(i, int) and not isinstance(i, bool) for i in items):

@@ -1,8 +1,8 @@
 """Recording a forward pass so that it can be restarted at any block, and replaying from there.
 
-The model's own blocks run with the arguments they were called with, expanded over rows. Nothing here
-knows an architecture; whether a replay equals the whole pass is checked by verification and by the
-certificate of each sweep.
+The model's own blocks run with the arguments they were called with, expanded over rows. Nothing
+here knows an architecture; whether a replay equals the whole pass is checked by verification and by
+the certificate of each sweep.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from microtome.errors import ModelSupportError, ShapeError
+from microtome.models import hf
 from microtome.models.probe import first_tensor
 from microtome.tracing.call import Call
 from microtome.tracing.catalog import require_anatomy
@@ -38,7 +39,8 @@ class BaseRun:
         lengths: Tokens of each row.
         streams: Residual stream into every block and out of the last, ``n_layers + 1`` tensors
             ``[batch, pos, d_model]``.
-        arguments: For each block, its positional arguments after the stream and its keyword arguments.
+        arguments: For each block, its positional arguments after the stream and its keyword
+            arguments.
         logits: ``[batch, pos, vocab]``.
     """
 
@@ -72,6 +74,8 @@ def record(model: Model, prompts: Prompts) -> BaseRun:
             last.append(value)
 
     blocks = [model.module.get_submodule(b.path) for b in anatomy.blocks]
+    if "*" in anatomy.blocks[0].reasons:
+        raise ModelSupportError(f"The pass cannot be restarted: {anatomy.blocks[0].reasons['*']}.")
     with contextlib.ExitStack() as stack:
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -92,9 +96,7 @@ def _base(
 ) -> BaseRun:
     from microtome.models.discovery import logits_of
 
-    return BaseRun(
-        batch.tokens, batch.lengths, (*streams, last), tuple(calls), logits_of(output)
-    )
+    return BaseRun(batch.tokens, batch.lengths, (*streams, last), tuple(calls), logits_of(output))
 
 
 def _split(
@@ -150,19 +152,25 @@ def replay(
             stack.enter_context(instrument.active(call))
         for number in range(start, anatomy.n_layers):
             block = model.module.get_submodule(anatomy.blocks[number].path)
-            stream = _run_block(block, stream, base, number, rows)
+            stream = _run_block(block, stream, base, number, rows, anatomy.n_heads)
     if instrument is not None:
         instrument.check(call)
     return stream
 
 
 def _run_block(
-    block: nn.Module, stream: torch.Tensor, base: BaseRun, number: int, rows: torch.Tensor
+    block: nn.Module,
+    stream: torch.Tensor,
+    base: BaseRun,
+    number: int,
+    rows: torch.Tensor,
+    heads: int,
 ) -> torch.Tensor:
     rest, named = base.arguments[number]
     batch = base.tokens.shape[0]
-    named = {k: _for_rows(v, rows, batch) for k, v in named.items() if k != "__stream__"}
-    rest = tuple(_for_rows(value, rows, batch) for value in rest)
+    flat = batch * heads
+    named = {k: _for_rows(v, rows, batch, flat) for k, v in named.items() if k != "__stream__"}
+    rest = tuple(_for_rows(value, rows, batch, flat) for value in rest)
     key = base.arguments[number][1].get("__stream__")
     output = block(*rest, **{key: stream, **named}) if key else block(stream, *rest, **named)
     value = first_tensor(output)
@@ -171,19 +179,25 @@ def _run_block(
     return value
 
 
-def _for_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
-    """Expand an argument that has one entry per row of the base run to the new rows."""
+def _for_rows(value: Any, rows: torch.Tensor, batch: int, flat: int) -> Any:
+    """Expand an argument that has one entry per row of the base run to the new rows.
+
+    A cache that the model made although none was asked for holds the base run's keys and is left
+    out.
+    """
+    if hf.is_cache(value):
+        return None
     if isinstance(value, torch.Tensor) and value.ndim > 0:
         if value.shape[0] == batch and batch > 1:
             return value[rows.to(value.device)]
-        if value.shape[0] > batch and value.shape[0] % batch == 0 and value.ndim == 3 and value.shape[1] == 1:
+        if value.shape[0] == flat and value.ndim == 3 and value.shape[1] == 1:
             # ALiBi biases are flattened over batch and head
             return value.unflatten(0, (batch, -1))[rows.to(value.device)].flatten(0, 1)
         if value.shape[0] == 1 and value.ndim == 4:
             return value.expand(len(rows), *value.shape[1:])
         return value
     if isinstance(value, tuple | list):
-        return type(value)(_for_rows(v, rows, batch) for v in value)
+        return type(value)(_for_rows(v, rows, batch, flat) for v in value)
     return value
 
 
@@ -203,7 +217,9 @@ def tail(model: Model, stream: torch.Tensor, positions: torch.Tensor) -> torch.T
     """
     anatomy = require_anatomy(model.anatomy, "The tail")
     if not anatomy.tail.exact or anatomy.final_norm is None or anatomy.tail.head is None:
-        raise ModelSupportError(f"The logits cannot be read off the last stream: {anatomy.tail.reason}.")
+        raise ModelSupportError(
+            f"The logits cannot be read off the last stream: {anatomy.tail.reason}."
+        )
     rows = torch.arange(stream.shape[0], device=stream.device).unsqueeze(1)
     with torch.no_grad():
         read = stream[rows, positions.to(stream.device)]

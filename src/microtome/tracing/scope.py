@@ -1,4 +1,4 @@
-"""Interventions on any code that calls the module: each call's positions are worked out as it starts."""
+"""Interventions on any code that calls the module: positions are worked out at each call."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +38,9 @@ class Hook:
     run: Callable[[Call, torch.Tensor], torch.Tensor]
 
 
-def through(point: Point, layout: Layout | None = None) -> Callable[[Call, torch.Tensor], torch.Tensor]:
+def through(
+    point: Point, layout: Layout | None = None
+) -> Callable[[Call, torch.Tensor], torch.Tensor]:
     """Return a hook body that passes the tensor through a point."""
     chosen = layout or Plain()
     return lambda call, raw: call.through(point, raw, chosen)
@@ -74,7 +75,11 @@ def _added_hooks(block: BlockAnatomy, layer: int, points: dict[str, Point]) -> l
     attention, mlp = block.attention, block.mlp
     if "attn.out" in points and attention is not None and attention.added is not None:
         hooks.append(
-            Hook(attention.added.path, attention.added.side, _scaled(points["attn.out"], attention.scale))
+            Hook(
+                attention.added.path,
+                attention.added.side,
+                _scaled(points["attn.out"], attention.scale),
+            )
         )
     if "mlp.out" in points and mlp is not None and mlp.added is not None:
         hooks.append(Hook(mlp.added.path, mlp.added.side, _scaled(points["mlp.out"], mlp.scale)))
@@ -85,11 +90,13 @@ def _added_hooks(block: BlockAnatomy, layer: int, points: dict[str, Point]) -> l
         hooks.append(Hook(block.mid.path, block.mid.side, through(point)))
         return hooks
     reader = Point(point.name, point.key, point.layer, captures=point.captures)
-    writer = Point(f"{point.name} (written)", point.key, point.layer, interventions=point.interventions)
+    writer = Point(
+        f"{point.name} (written)", point.key, point.layer, interventions=point.interventions
+    )
     hooks.append(Hook(block.path, "in", _keep_stream(layer)))
-    if attention is not None and attention.added is not None:
+    if block.mixed is not None:
         hooks.append(
-            Hook(attention.added.path, attention.added.side, _write_mid(writer, layer, attention.scale))
+            Hook(block.mixed.path, block.mixed.side, _write_mid(writer, layer, block.mixed_scale))
         )
     hooks.append(Hook(block.mid.path, block.mid.side, through(reader)))
     return hooks

@@ -73,7 +73,9 @@ class Span:
     stop: int | None
 
     def __str__(self) -> str:
-        return f"{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}"
+        return (
+            f"{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}"
+        )
 
     def resolve(self, size: int) -> tuple[int, ...]:
         """Return the indices this range covers among ``size``."""
@@ -191,19 +193,27 @@ class Site:
         """Replace the value by that of randomly drawn other rows of a trace."""
         return _interventions().resample(self, source, seed=seed, rows=rows)
 
-    def add(self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None) -> Intervention:
+    def add(
+        self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None
+    ) -> Intervention:
         """Add a value that broadcasts to the selected part of the site."""
         return _interventions().elementwise(self, "add", value, rows=rows)
 
-    def scale(self, factor: torch.Tensor | float, *, rows: Iterable[int] | None = None) -> Intervention:
+    def scale(
+        self, factor: torch.Tensor | float, *, rows: Iterable[int] | None = None
+    ) -> Intervention:
         """Multiply by a factor that broadcasts to the selected part of the site."""
         return _interventions().elementwise(self, "scale", factor, rows=rows)
 
-    def project_out(self, direction: torch.Tensor, *, rows: Iterable[int] | None = None) -> Intervention:
+    def project_out(
+        self, direction: torch.Tensor, *, rows: Iterable[int] | None = None
+    ) -> Intervention:
         """Remove the component along a direction of the last axis."""
         return _interventions().elementwise(self, "project_out", direction, rows=rows)
 
-    def set(self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None) -> Intervention:
+    def set(
+        self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None
+    ) -> Intervention:
         """Set the value to one that broadcasts to the selected part of the site."""
         return _interventions().elementwise(self, "set", value, rows=rows)
 
@@ -259,9 +269,13 @@ def at(
         if value is None:
             continue
         if getattr(site, key) is not None:
-            raise SelectorError(f"{key} is given twice for {site}: in the text and as {key}={value!r}.")
+            raise SelectorError(
+                f"{key} is given twice for {site}: in the text and as {key}={value!r}."
+            )
         if key == "layer" and not site.in_block:
-            raise SelectorError(f"{site} lies outside the blocks and takes no layer (got {value!r}).")
+            raise SelectorError(
+                f"{site} lies outside the blocks and takes no layer (got {value!r})."
+            )
         site = replace(site, **{key: as_index(value, key)})  # type: ignore[arg-type]
     _check_selectors(site)
     return site
@@ -305,7 +319,9 @@ def resolve_index(index: Index, size: int, what: str) -> tuple[int, ...]:
     found = index.resolve(size) if isinstance(index, Span) else index
     wrong = [i for i in found if not -size <= i < size]
     if wrong:
-        raise SelectorError(f"{what}: {wrong[0]} is out of range; there are {size} (0 to {size - 1}).")
+        raise SelectorError(
+            f"{what}: {wrong[0]} is out of range; there are {size} (0 to {size - 1})."
+        )
     if not found:
         raise SelectorError(f"{what}: {_index_text(index)} selects nothing among {size}.")
     return tuple(i % size for i in found)
@@ -330,7 +346,9 @@ def as_index(value: int | Sequence[int] | slice | Index, what: str) -> Index:
     try:
         items = tuple(int(i) for i in value)
     except (TypeError, ValueError):
-        raise SelectorError(f"{what}={value!r} is not an integer, a list of integers or a slice.") from None
+        raise SelectorError(
+            f"{what}={value!r} is not an integer, a list of integers or a slice."
+        ) from None
     if not items:
         raise SelectorError(f"{what} is empty and would select nothing.")
     return items
@@ -382,7 +400,12 @@ def _index_text(index: Index) -> str:
     return str(index) if isinstance(index, Span) else ",".join(str(i) for i in index)
 
 
-_ALLOWED = {"head": ("head", "kv_head"), "neuron": ("neuron",), "expert": ("expert",), "pos": ("pos", "query")}
+_ALLOWED = {
+    "head": ("head", "kv_head"),
+    "neuron": ("neuron",),
+    "expert": ("expert",),
+    "pos": ("pos", "query"),
+}
 
 
 def _check_selectors(site: Site) -> None:

@@ -43,7 +43,9 @@ def aligned_source(
     if source is None:
         raise ShapeError(f"{intervention} has no source.")
     if intervention.operation == "mean":
-        return _expanded(source.mean_of(name, by_position=intervention.by_position), value, intervention)
+        return _expanded(
+            source.mean_of(name, by_position=intervention.by_position), value, intervention
+        )
     return _align(intervention, source.value(name), source, value, axes, positions)
 
 
@@ -54,7 +56,8 @@ def _expanded(mean: torch.Tensor, value: torch.Tensor, intervention: Interventio
         return mean.to(value.device).expand_as(value)
     except RuntimeError:
         raise ShapeError(
-            f"{intervention}: the mean has shape {tuple(mean.shape)}, the value {tuple(value.shape)}."
+            f"{intervention}: the mean has shape {tuple(mean.shape)}, the value "
+            f"{tuple(value.shape)}."
         ) from None
 
 
@@ -79,7 +82,8 @@ def _align(
         if simple:
             return _corner(stored[rows], value, intervention)
         raise ShapeError(
-            f"{intervention}: scores and pattern of another trace cannot be patched into a call with "
+            f"{intervention}: scores and pattern of another trace cannot be patched into a call "
+            f"with "
             "left padding or a cache; use use_cache=False and rows of one length."
         )
     return _by_position(stored, rows, value, positions, intervention)
@@ -102,7 +106,9 @@ def _source_rows(intervention: Intervention, stored: int, batch: int) -> list[in
         raise SelectorError(f"{intervention}: {len(changed)} rows but {len(origin)} source_rows.")
     wrong = [r for r in origin if not -stored <= r < stored]
     if wrong:
-        raise SelectorError(f"{intervention}: source row {wrong[0]} is out of range; there are {stored}.")
+        raise SelectorError(
+            f"{intervention}: source row {wrong[0]} is out of range; there are {stored}."
+        )
     rows = [0] * batch
     for row, source_row in zip(changed, origin, strict=True):
         rows[row % batch] = source_row % stored
@@ -120,7 +126,8 @@ def _check_lengths(
         here, there = positions.lengths[row], int(trace.lengths[rows[row]])
         if here != there:
             raise PairError(
-                f"{intervention}: row {row} has {here} tokens but its source has {there}. Patching all "
+                f"{intervention}: row {row} has {here} tokens but its source has {there}. "
+                f"Patching all "
                 "positions would compare different tokens; give pos= or prompts of equal length."
             )
 
@@ -135,30 +142,38 @@ def _by_position(
     """Copy the source's columns to where the same absolute positions lie in this call."""
     if stored.shape[2:] != value.shape[2:]:
         raise ShapeError(
-            f"{intervention}: the source has shape {tuple(stored.shape)}, the value {tuple(value.shape)}."
+            f"{intervention}: the source has shape {tuple(stored.shape)}, the value "
+            f"{tuple(value.shape)}."
         )
     aligned = value.clone()
     for row, source_row in enumerate(rows):
         shift = positions.pads[row] - positions.offset
         first, last = max(0, shift), min(value.shape[1], stored.shape[1] + shift)
         if last > first:
-            aligned[row, first:last] = stored[source_row, first - shift : last - shift].to(value.dtype)
+            aligned[row, first:last] = stored[source_row, first - shift : last - shift].to(
+                value.dtype
+            )
     return aligned
 
 
 def _corner(stored: torch.Tensor, value: torch.Tensor, intervention: Intervention) -> torch.Tensor:
     """Lay scores or patterns over the top left corner that both have."""
     if stored.shape[1] != value.shape[1]:
-        raise ShapeError(f"{intervention}: the source has {stored.shape[1]} heads, not {value.shape[1]}.")
+        raise ShapeError(
+            f"{intervention}: the source has {stored.shape[1]} heads, not {value.shape[1]}."
+        )
     queries, keys = (min(a, b) for a, b in zip(stored.shape[2:], value.shape[2:], strict=True))
     aligned = value.clone()
     aligned[:, :, :queries, :keys] = stored[:, :, :queries, :keys]
     return aligned
 
 
-def _same_shape(stored: torch.Tensor, value: torch.Tensor, intervention: Intervention) -> torch.Tensor:
+def _same_shape(
+    stored: torch.Tensor, value: torch.Tensor, intervention: Intervention
+) -> torch.Tensor:
     if stored.shape != value.shape:
         raise ShapeError(
-            f"{intervention}: the source has shape {tuple(stored.shape)}, the value {tuple(value.shape)}."
+            f"{intervention}: the source has shape {tuple(stored.shape)}, the value "
+            f"{tuple(value.shape)}."
         )
     return stored

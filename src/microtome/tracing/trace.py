@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Trace:
     """What one forward pass left: tokens, logits and captured values.
 
-    Behaves like a read-only mapping from sites to tensors. Values are in the model's type and on its
-    device unless the capture said otherwise; rows shorter than the batch are padded on the right.
+    Behaves like a read-only mapping from sites to tensors. Values are in the model's type and on
+    its device unless the capture said otherwise; rows shorter than the batch are padded on the
+    right.
 
     Attributes:
         tokens: Token ids ``[batch, pos]``, right-padded.
@@ -72,8 +73,13 @@ class Trace:
             return self._select(wanted, self._captured[whole].value())
         inside = [s for s in self._captured if s.split(".", 2)[-1] == wanted.name]
         if wanted.in_block and wanted.layer is None and inside:
-            raise SiteError(f"{wanted.name!r} was captured in {len(inside)} blocks; use trace.stack({wanted.name!r}).")
-        raise SiteError(f"{label} was not captured{nearest(label, self._captured)}. Add it to capture=[...].")
+            raise SiteError(
+                f"{wanted.name!r} was captured in {len(inside)} blocks; use "
+                f"trace.stack({wanted.name!r})."
+            )
+        raise SiteError(
+            f"{label} was not captured{nearest(label, self._captured)}. Add it to capture=[...]."
+        )
 
     def value(self, name: str) -> torch.Tensor:
         """Return the whole value of a site by its full name.
@@ -82,7 +88,9 @@ class Trace:
             SiteError: If it was not captured whole.
         """
         if name not in self._captured:
-            raise SiteError(f"The source trace did not capture {name}{nearest(name, self._captured)}.")
+            raise SiteError(
+                f"The source trace did not capture {name}{nearest(name, self._captured)}."
+            )
         return self._captured[name].value()
 
     def mean_of(self, name: str, *, by_position: bool = False) -> torch.Tensor:
@@ -98,7 +106,9 @@ class Trace:
         value = self.value(name)
         axes = self.axes(name)
         if "pos" not in axes:
-            raise SiteError(f"{name} has axes {', '.join(axes)}; a mean over positions needs a pos axis.")
+            raise SiteError(
+                f"{name} has axes {', '.join(axes)}; a mean over positions needs a pos axis."
+            )
         mask = self.mask.to(value.device)
         weight = mask.reshape(*mask.shape, *([1] * (value.ndim - 2))).to(value.dtype)
         total, count = (value * weight), weight
@@ -122,11 +132,13 @@ class Trace:
         """
         found = [s for s in self._captured if at(s).name == name and at(s) == at(s).whole()]
         if not found:
-            raise SiteError(f"{name!r} was not captured{nearest(name, {at(s).name for s in self._captured})}.")
+            raise SiteError(
+                f"{name!r} was not captured{nearest(name, {at(s).name for s in self._captured})}."
+            )
         return torch.stack([self._captured[s].value() for s in found])
 
     def last(self, value: torch.Tensor | None = None) -> torch.Tensor:
-        """Return a value (the logits by default) at each row's last real position, ``[batch, ...]``.
+        """Return a value, by default the logits, at each row's last real position ``[batch, ...]``.
 
         Raises:
             SiteError: If there are no logits.
@@ -166,7 +178,7 @@ class Trace:
             arrays["logits"] = self.logits
         arrays.update({name: kept.value() for name, kept in self._captured.items()})
         target = Path(path)
-        save_arrays(target, arrays, {"schema": "microtome.trace/1"})
+        save_arrays(target, arrays, metadata={"schema": "microtome.trace/1"})
         return target
 
     def kept(self) -> dict[str, Captured]:

@@ -1,4 +1,4 @@
-"""The twin: the same model with every weight tensor permuted in place, restored exactly afterwards."""
+"""The twin: the same model with every weight tensor permuted in place, then restored exactly."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def twin(model: Model, seed: int) -> Iterator[Model]:
     """Permute the entries of every parameter by a seed; put the exact weights back on leaving.
 
-    The twin has the same distribution of every weight tensor and none of the mechanism. Tied weights
-    stay tied. One copy of the weights is held while the scope is open.
+    The twin has the same distribution of every weight tensor and none of the mechanism. Tied
+    weights stay tied. One copy of the weights is held while the scope is open.
 
     Args:
         model: The model; its own tensors are changed in place.
@@ -29,14 +29,18 @@ def twin(model: Model, seed: int) -> Iterator[Model]:
         The same model object.
     """
     generator = torch_generator(seed, "twin")
-    saved: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-    with torch.no_grad():
-        try:
-            for _, weight in sorted(model.module.named_parameters(), key=lambda item: item[0]):
-                saved.append((weight, weight.detach().clone()))
-                order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-                weight.copy_(weight.detach().flatten()[order].reshape(weight.shape))
-            yield model
-        finally:
-            for weight, values in saved:
-                weight.copy_(values)
+    weights = sorted(model.module.named_parameters(), key=lambda item: item[0])
+    saved = [(weight, weight.detach().clone()) for _, weight in weights]
+    try:
+        for weight, values in saved:
+            order = torch.randperm(values.numel(), generator=generator).to(values.device)
+            _write(weight, values.flatten()[order].reshape(values.shape))
+        yield model
+    finally:
+        for weight, values in saved:
+            _write(weight, values)
+
+
+@torch.no_grad()
+def _write(weight: torch.nn.Parameter, values: torch.Tensor) -> None:
+    weight.copy_(values)

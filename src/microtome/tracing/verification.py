@@ -1,7 +1,7 @@
 """Verification: what a model's sites and identities are worth, computed and never assumed.
 
-Every site is read once and written; every identity of the anatomy is checked for its relative error.
-"Not applicable" is neither pass nor fail.
+Every site is read once and written; every identity of the anatomy is checked for its relative
+error. "Not applicable" is neither pass nor fail.
 """
 
 from __future__ import annotations
@@ -95,7 +95,11 @@ class Verification:
 
     def failures(self) -> tuple[str, ...]:
         """Return one line for everything that failed."""
-        lines = [f"{i.name}: {i.error:.1e} > {i.bound:.0e} {i.reason}".strip() for i in self.identities if i.outcome == "fail"]
+        lines = [
+            f"{i.name}: {i.error:.1e} > {i.bound:.0e} {i.reason}".strip()
+            for i in self.identities
+            if i.outcome == "fail"
+        ]
         lines += [f"{s.info.name}: {s.reason}" for s in self.sites if not s.passed]
         return tuple(lines)
 
@@ -120,7 +124,10 @@ class Verification:
         present = sum(s.info.present for s in self.sites)
         head = f"{self.model}: {present} of {len(self.sites)} sites present, "
         head += "verified" if self.passed else f"{len(self.failures())} checks failed"
-        lines = [f"  {i.outcome:14s} {i.error:9.1e}  {i.name}  {i.reason}".rstrip() for i in self.identities]
+        lines = [
+            f"  {i.outcome:14s} {i.error:9.1e}  {i.name}  {i.reason}".rstrip()
+            for i in self.identities
+        ]
         return "\n".join([head, *lines, *(f"  failed: {f}" for f in self.failures())])
 
 

@@ -1,4 +1,4 @@
-"""Whether a write at a site takes: an unchanged value changes nothing, a changed one is seen downstream."""
+"""Whether a write at a site takes: an unchanged value changes nothing, a changed one is seen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from microtome.tracing.model import Model
     from microtome.tracing.trace import Trace
 
-EAGER_SITES = ("attn.scores", "attn.pattern", "attn.sink")
+EAGER_SITES = ("attn.scores", "attn.pattern")
 """Sites whose write makes the eager attention function the block's."""
 
 _FORMED = ("attn.in.q", "attn.in.k", "attn.in.v")
@@ -22,8 +22,8 @@ _FORMED = ("attn.in.q", "attn.in.k", "attn.in.v")
 
 _REREAD = frozenset(
     {
-        "resid_pre", "resid_mid", "resid_post", "attn.in", "attn.q", "attn.k", "attn.v", "attn.scores",
-        "attn.pattern", "attn.sink", "attn.z", "attn.result", "attn.out", "mlp.in", "mlp.pre",
+        "resid_pre", "resid_mid", "resid_post", "attn.in", "attn.q", "attn.k", "attn.v",
+        "attn.scores", "attn.pattern", "attn.z", "attn.result", "attn.out", "mlp.in", "mlp.pre",
         "mlp.gate", "mlp.act", "mlp.out", "embed.token", "embed.pos", "final.norm", "logits",
     }
 )  # fmt: skip
@@ -73,7 +73,9 @@ def _check(model: Model, tokens: torch.Tensor, name: str, plain: Trace) -> str:
     before = model.trace(tokens, capture=capture)[name]
     seen = relative_error(after[name], _changed(before))
     bound = 1e-5 if before.dtype == torch.float32 else 0.05
-    return "" if seen <= bound else f"the written value was seen with a relative error of {seen:.1e}"
+    return (
+        "" if seen <= bound else f"the written value was seen with a relative error of {seen:.1e}"
+    )
 
 
 def _changed(value: torch.Tensor) -> torch.Tensor:
@@ -84,6 +86,6 @@ def _changed(value: torch.Tensor) -> torch.Tensor:
 
 
 def _inert(model: Model, name: str) -> bool:
-    """Return whether the logits cannot depend on the site: nothing reads it behind the last block."""
+    """Return whether the logits cannot depend on the site: nothing reads it at the end."""
     del model
     return name.endswith("mlp.router")

@@ -1,0 +1,153 @@
+"""Attribution patching: a first-order estimate for every head and MLP, in one backward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from microtome.attribution.results import ComponentScores
+from microtome.behaviors.evaluate import batches
+from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
+from microtome.core.provenance import collect
+from microtome.errors import MetricError, ModelSupportError
+
+if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
+    from microtome.tracing.gradients import Gradients
+    from microtome.tracing.model import Model
+    from microtome.tracing.trace import Trace
+
+MEANING = (
+    "Estimated change of the metric when the component's value in the {base} run is replaced by "
+    "that of the "
+    "{other} run (first order; Nanda 2023)."
+)
+
+
+def component_names(model: Model) -> tuple[str, ...]:
+    """Return the names of all heads and MLPs: ``a0.h0``, ..., ``m0``, ``a1.h0``, ...
+
+    Raises:
+        ModelSupportError: If the model is not a transformer.
+    """
+    if model.anatomy is None:
+        raise ModelSupportError(f"{model.name} is not a transformer, so it has no heads and MLPs.")
+    names: list[str] = []
+    for layer, block in enumerate(model.anatomy.blocks):
+        if block.attention is not None:
+            names += [f"a{layer}.h{head}" for head in range(block.attention.n_heads)]
+        if block.mlp is not None:
+            names.append(f"m{layer}")
+    return tuple(names)
+
+
+def attribution_patching(
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str | Metric = "logit_difference",
+    base: Literal["clean", "corrupt"] = "clean",
+    by_role: bool = False,
+    batch_size: int = 64,
+) -> ComponentScores:
+    """Estimate the effect of patching every head (z) and every MLP (output), per example.
+
+    The estimate is (value in the other run - value in the base run) . gradient in the base run,
+    summed over positions. Two forward passes and one backward pass; weights are frozen.
+
+    Args:
+        model: A transformer.
+        examples: Examples prepared for it.
+        metric: A metric that reads the prompt's end.
+        base: The run that is patched; the other one is the source.
+        by_role: Also keep the sums over each role's positions and over the rest.
+        batch_size: Examples per pass; it does not change the values beyond rounding.
+
+    Raises:
+        MetricError: If the metric needs several rows for an example.
+        ModelSupportError: If the model is not a transformer.
+    """
+    chosen = _single_row(metric)
+    names = component_names(model)
+    roles = _roles(examples) if by_role else ()
+    values = np.zeros((len(examples), len(names)))
+    split = np.zeros((len(examples), len(names), len(roles)))
+    for places in batches(examples, batch_size):
+        chunk = examples.take(places)
+        here, there = (
+            (chunk.clean, chunk.corrupt) if base == "clean" else (chunk.corrupt, chunk.clean)
+        )
+        sites = _sites(model)
+        slopes = model.gradients(lambda lo, le, c=chunk: chosen(lo, le, c), sites, here)  # type: ignore[misc]
+        other = model.trace(there, capture=sites, logits=None)
+        effects = _effects(model, slopes, other)
+        values[places] = effects.sum(2).numpy()
+        for number, role in enumerate(roles):
+            split[places, :, number] = (
+                (effects * _mask(chunk, role, effects.shape[2]).unsqueeze(1)).sum(2).numpy()
+            )
+    return ComponentScores(
+        names=names,
+        values=values,
+        method="attribution patching",
+        metric=chosen.name,
+        meaning=MEANING.format(base=base, other="corrupt" if base == "clean" else "clean"),
+        by_role=split if roles else None,
+        roles=roles,
+        provenance=collect(
+            model, {"method": "attribution patching", "base": base, "metric": chosen.name}
+        ),
+    )
+
+
+def _single_row(name: str | Metric) -> LastTokenMetric:
+    chosen = metric(name)
+    if not isinstance(chosen, LastTokenMetric):
+        raise MetricError(
+            f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} "
+            f"does not."
+        )
+    return chosen
+
+
+def _sites(model: Model) -> list[str]:
+    blocks = () if model.anatomy is None else model.anatomy.blocks
+    sites = [f"blocks.{n}.attn.z" for n, b in enumerate(blocks) if b.attention is not None]
+    return sites + [f"blocks.{n}.mlp.out" for n, b in enumerate(blocks) if b.mlp is not None]
+
+
+def _effects(model: Model, slopes: Gradients, other: Trace) -> torch.Tensor:
+    """Return the effects ``[batch, component, pos]`` in the order of the names."""
+    rows: list[torch.Tensor] = []
+    blocks = () if model.anatomy is None else model.anatomy.blocks
+    for layer, block in enumerate(blocks):
+        if block.attention is not None:
+            site = f"blocks.{layer}.attn.z"
+            effect = ((other[site] - slopes.value(site)) * slopes[site]).float().sum(-1)
+            rows += list(effect.permute(2, 0, 1))
+        if block.mlp is not None:
+            site = f"blocks.{layer}.mlp.out"
+            rows.append(((other[site] - slopes.value(site)) * slopes[site]).float().sum(-1))
+    return torch.stack(rows, 1).detach().cpu()
+
+
+def _roles(examples: Examples) -> tuple[str, ...]:
+    """Return the roles that every example has, in order."""
+    common = [r for r in examples[0].roles if all(r in e.roles for e in examples)]
+    return (*common, "rest")
+
+
+def _mask(chunk: Examples, role: str, width: int) -> torch.Tensor:
+    """Return where a role lies ``[batch, pos]``; ``rest`` is everything that no role covers."""
+    mask = torch.zeros(len(chunk), width)
+    for row, example in enumerate(chunk):
+        if role == "rest":
+            mask[row, : len(example.clean)] = 1
+            for start, stop in example.roles.values():
+                mask[row, start:stop] = 0
+        else:
+            start, stop = example.roles[role]
+            mask[row, start:stop] = 1
+    return mask

@@ -1,0 +1,1 @@
+"""Seeded generators of behaviors, one family of tasks a file."""

@@ -1,0 +1,213 @@
+"""What circuit methods give: circuits, evaluations, curves and verdicts, each a frozen result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from microtome.core.provenance import Provenance
+from microtome.core.stats import Interval
+from microtome.store.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit(Result):
+    """A set of nodes.
+
+    Attributes:
+        nodes: The nodes, sorted by layer.
+        universe: All nodes of the model.
+        method: How it was found.
+        model: Fingerprint of the model.
+        provenance: Model, seed, versions.
+    """
+
+    nodes: tuple[str, ...]
+    universe: tuple[str, ...]
+    method: str
+    model: str = ""
+    provenance: Provenance | None = None
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """The nodes as a set."""
+        return frozenset(self.nodes)
+
+    @property
+    def rest(self) -> frozenset[str]:
+        """The nodes outside."""
+        return frozenset(self.universe) - self.kept
+
+    @property
+    def share(self) -> float:
+        """Share of all nodes that it keeps."""
+        return len(self.nodes) / len(self.universe)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each node of the model with whether it is kept."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"node": self.universe, "kept": [n in self.kept for n in self.universe]}
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FaithfulnessCurve(Result):
+    """Faithfulness of circuits of growing size along one ranking.
+
+    Attributes:
+        sizes: Numbers of nodes.
+        faithfulness: Intervals at each size.
+        ablation: What ablated nodes gave.
+        split: On which split.
+        provenance: Model, seed, versions.
+    """
+
+    sizes: tuple[int, ...]
+    faithfulness: tuple[Interval, ...]
+    ablation: str
+    split: str
+    provenance: Provenance | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each size."""
+        import pandas as pd
+
+        rows = [
+            {"size": s, "faithfulness": f.value, "low": f.low, "high": f.high}
+            for s, f in zip(self.sizes, self.faithfulness, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Result):
+    """How a circuit behaves when everything else is ablated, on one set of examples.
+
+    Attributes:
+        ablation: What ablated nodes gave.
+        faithfulness: ``(m(C) - m(0)) / (m(N) - m(0))``, a ratio of means.
+        complement: The same with only the circuit ablated.
+        moved: Share of the way to m(0) that ablating only the circuit moves the metric.
+        accuracy: Accuracy with only the circuit kept.
+        accuracy_without: Accuracy with only the circuit ablated.
+        full: m(N) per example.
+        empty: m(0) per example.
+        circuit: m(C) per example.
+        without: m(N without C) per example.
+        clusters: Cluster of each example.
+        provenance: Model, seed, versions.
+    """
+
+    ablation: str
+    faithfulness: Interval
+    complement: Interval
+    moved: Interval
+    accuracy: Interval
+    accuracy_without: Interval
+    full: np.ndarray
+    empty: np.ndarray
+    circuit: np.ndarray
+    without: np.ndarray
+    clusters: tuple[str, ...]
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stability(Result):
+    """How a circuit varies over bootstrap resamples of the train clusters.
+
+    Attributes:
+        share: Share of resamples in which each node is chosen, by node.
+        core: Nodes chosen in at least 90 %.
+        alternatives: Nodes chosen in 10 to 90 %.
+        median_jaccard: Median overlap of the resamples' circuits with the circuit.
+        resamples: How many.
+        provenance: Model, seed, versions.
+    """
+
+    share: Mapping[str, float]
+    core: tuple[str, ...]
+    alternatives: tuple[str, ...]
+    median_jaccard: float
+    resamples: int
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Nulls(Result):
+    """How circuits of equal size do that were searched for where there is nothing to find.
+
+    Attributes:
+        twins: Guaranteed closeness of the circuit found in each twin.
+        permuted: That of the circuits found for permuted answers, scored on test answers permuted
+            likewise.
+        random: That of random subgraphs matched by layer and type, a floor and no opponent.
+        twin_curves: Faithfulness of each twin's circuits on validation ``[twin, size]``.
+        sizes: Sizes of the curves.
+        provenance: Model, seed, versions.
+    """
+
+    twins: np.ndarray
+    permuted: np.ndarray
+    random: np.ndarray
+    twin_curves: np.ndarray
+    sizes: tuple[int, ...]
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of the verdict with its numbers.
+
+    Attributes:
+        name: Its name.
+        demand: What it demands, in words.
+        value: What was found, in words.
+        baseline: What it is compared with, in words.
+        outcome: ``pass``, ``fail`` or ``unsure``.
+    """
+
+    name: str
+    demand: str
+    value: str
+    baseline: str
+    outcome: str
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict(Result):
+    """The verdict on a circuit by fixed rules.
+
+    Attributes:
+        grade: ``sufficient and necessary``, ``sufficient, redundant``, ``sufficient only`` or
+            ``not established``.
+        rules: Name, demand, value, baseline and outcome of every rule, in order.
+        backups: Nodes that take over when the circuit is ablated.
+        sentence: The verdict in one or two sentences.
+        provenance: Model, seed, versions.
+    """
+
+    grade: str
+    rules: tuple[Mapping[str, str], ...]
+    backups: tuple[str, ...]
+    sentence: str
+    provenance: Provenance | None = None
+
+    @property
+    def established(self) -> bool:
+        """Whether any grade above "not established" was reached."""
+        return self.grade != "not established"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each rule."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rules))

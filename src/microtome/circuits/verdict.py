@@ -1,0 +1,240 @@
+"""The verdict: fixed rules, decided before looking, in this one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from microtome.circuits.evaluation import closeness
+from microtome.circuits.results import Rule, Verdict
+
+if TYPE_CHECKING:
+    from microtome.behaviors.check import Check
+    from microtome.circuits.results import Circuit, Evaluation, Nulls, Stability
+    from microtome.core.stats import Interval
+
+SUFFICIENT = (0.8, 1.2)
+"""The whole interval of faithfulness on test has to lie in here."""
+
+NECESSARY = 0.8
+"""Share of the way to m(0) that ablating only the circuit has to move the metric."""
+
+NULLS = 20
+"""Twins, and permutations of the answers, that the circuit has to beat."""
+
+TAKES_OVER = 0.05
+"""Additional share of the metric that a backup carries once the circuit is ablated."""
+
+GRADES = ("sufficient and necessary", "sufficient, redundant", "sufficient only", "not established")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything the verdict is based on.
+
+    Attributes:
+        circuit: The circuit.
+        evaluation: Its evaluation on test.
+        nulls: The nulls, None where an earlier rule already decided the grade.
+        inverted_accuracy: Accuracy of the circuit found for the inverted answers, on them.
+        gate: The gate's outcome, None where it was switched off.
+        takeovers: What nodes outside carry with and without the circuit.
+        stability: Over bootstrap resamples.
+        templates: Templates of the test split.
+        train_templates: Templates of the train split.
+    """
+
+    circuit: Circuit
+    evaluation: Evaluation
+    nulls: Nulls | None
+    inverted_accuracy: Interval | None
+    gate: Check | None
+    takeovers: Mapping[str, tuple[float, float]]
+    stability: Stability
+    templates: int
+    train_templates: int
+
+
+def decide(evidence: Evidence) -> Verdict:
+    """Apply the rules to the evidence.
+
+    Returns:
+        The verdict: grade, every rule with its numbers, backups, and a sentence.
+    """
+    backups = backups_of(evidence.takeovers)
+    rules = [
+        _gate(evidence.gate),
+        _sufficient(evidence.evaluation),
+        _better(evidence),
+        _inverted(evidence),
+        _necessary(evidence.evaluation),
+        _stable(evidence.stability),
+    ]
+    outcome = {rule.name: rule.outcome for rule in rules}
+    grade = _grade(outcome, bool(backups))
+    return Verdict(
+        grade=grade,
+        rules=tuple(asdict(rule) for rule in rules),
+        backups=backups,
+        sentence=_sentence(evidence, grade, outcome, backups),
+        provenance=evidence.evaluation.provenance,
+    )
+
+
+def backups_of(takeovers: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
+    """Return the nodes that carry clearly more once the circuit is ablated, most first."""
+    gained = {
+        n: after - before for n, (before, after) in takeovers.items() if after - before > TAKES_OVER
+    }
+    return tuple(sorted(gained, key=lambda n: -gained[n]))
+
+
+def can_reach_a_grade(evaluation: Evaluation) -> bool:
+    """Return whether any grade is still open after the rule of sufficiency, which comes first."""
+    return _sufficient(evaluation).outcome == "pass"
+
+
+def _grade(outcome: Mapping[str, str], backups: bool) -> str:
+    needed = ("gate", "sufficient", "better than search", "inverted target")
+    if any(outcome[name] not in ("pass", "switched off") for name in needed):
+        return GRADES[3]
+    if outcome["necessary"] == "pass":
+        return GRADES[0]
+    return GRADES[1] if backups else GRADES[2]
+
+
+def _gate(gate: Check | None) -> Rule:
+    demand = (
+        "lower bound of accuracy above chance and above the best baseline; clean and "
+        "corrupt 3 standard errors apart"
+    )
+    if gate is None:
+        return Rule("gate", demand, "not applied", "", "switched off")
+    name, best = gate.best_baseline
+    value = f"accuracy {gate.accuracy}; {gate.separation:.3g} standard errors"
+    return Rule(
+        "gate",
+        demand,
+        value,
+        f"chance {gate.chance:.3g}, {name} {best.value:.3g}",
+        "pass" if gate.passed else "fail",
+    )
+
+
+def _sufficient(evaluation: Evaluation) -> Rule:
+    low, high = SUFFICIENT
+    f = evaluation.faithfulness
+    return Rule(
+        "sufficient",
+        f"whole interval of faithfulness on test inside [{low}, {high}] under "
+        f"{evaluation.ablation} ablation",
+        f"faithfulness {f}",
+        "0 with everything ablated, 1 for the whole model",
+        "pass" if f.within(low, high) else "fail",
+    )
+
+
+def _better(evidence: Evidence) -> Rule:
+    demand = (
+        f"guaranteed closeness to 1 above that of every circuit of equal size found the same way "
+        f"in "
+        f"{NULLS} twins and for {NULLS} permutations of the answers"
+    )
+    if evidence.nulls is None:
+        return Rule(
+            "better than search", demand, "not run: sufficiency failed already", "", "unsure"
+        )
+    own = closeness(evidence.evaluation.faithfulness)
+    twins, permuted = (float(np.max(x)) for x in (evidence.nulls.twins, evidence.nulls.permuted))
+    enough = len(evidence.nulls.twins) >= NULLS
+    outcome = "pass" if own > max(twins, permuted) and enough else "fail"
+    baseline = (
+        f"best of {len(evidence.nulls.twins)} twins {twins:.3g}, of "
+        f"{len(evidence.nulls.permuted)} permutations {permuted:.3g}"
+    )
+    if len(evidence.nulls.random):
+        baseline += f"; random subgraphs at most {float(np.max(evidence.nulls.random)):.3g}"
+    return Rule("better than search", demand, f"{own:.3g}", baseline, outcome)
+
+
+def _inverted(evidence: Evidence) -> Rule:
+    demand = "the finder, rerun on inverted answers, does not reach the gate at equal size"
+    accuracy = evidence.inverted_accuracy
+    if accuracy is None:
+        return Rule("inverted target", demand, "not run: sufficiency failed already", "", "unsure")
+    chance = (
+        0.5
+        if evidence.gate is None
+        else max(evidence.gate.chance, evidence.gate.best_baseline[1].value)
+    )
+    return Rule(
+        "inverted target", demand, f"accuracy {accuracy} on the inverted answers", f"{chance:.3g}",
+        "fail" if accuracy.low > chance else "pass",
+    )  # fmt: skip
+
+
+def _necessary(evaluation: Evaluation) -> Rule:
+    moved = evaluation.moved
+    return Rule(
+        "necessary",
+        f"ablating only the circuit moves the metric at least {NECESSARY:.0%} of the way to m(0)",
+        f"{moved}",
+        "0 when nothing is ablated",
+        "pass" if moved.value >= NECESSARY else "fail",
+    )
+
+
+def _stable(stability: Stability) -> Rule:
+    value = (
+        f"median Jaccard {stability.median_jaccard:.3g}; core of {len(stability.core)}, "
+        f"{len(stability.alternatives)} alternatives"
+    )
+    outcome = "pass" if stability.median_jaccard >= 0.7 else "unsure"
+    return Rule(
+        "stable",
+        "reported: nodes chosen in at least 90 % of bootstrap resamples",
+        value,
+        "1 if always the same",
+        outcome,
+    )
+
+
+def _sentence(
+    evidence: Evidence, grade: str, outcome: Mapping[str, str], backups: tuple[str, ...]
+) -> str:
+    size, total = len(evidence.circuit.nodes), len(evidence.circuit.universe)
+    f = evidence.evaluation.faithfulness
+    where = f"{evidence.templates} unseen templates ({len(evidence.evaluation.clusters)} items)"
+    if grade == GRADES[3]:
+        failed = [
+            name
+            for name, result in outcome.items()
+            if result == "fail" and name not in ("necessary", "stable")
+        ]
+        return (
+            f"Not established: {size} of {total} heads and MLPs keep {f} of the effect on {where}, "
+            f"and the rule on {', '.join(failed) or 'the nulls'} is not met."
+        )
+    first = (
+        f"{size} of {total} heads and MLPs are sufficient under {evidence.evaluation.ablation} "
+        f"ablation on "
+        f"{where}: they keep {f} of the effect."
+    )
+    moved = evidence.evaluation.moved
+    if grade == GRADES[0]:
+        return (
+            f"{first} They are also necessary: ablating only them moves the metric {moved} of "
+            f"the way."
+        )
+    if backups:
+        return (
+            f"{first} They are not necessary, because others take over when they are ablated: "
+            f"{', '.join(backups[:4])}."
+        )
+    return (
+        f"{first} They are not shown to be necessary: ablating only them moves the metric "
+        f"{moved} of the way."
+    )

@@ -1,0 +1,133 @@
+"""``microtome dissect``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from microtome.cli.options import (
+    Device,
+    Dtype,
+    Home,
+    Json,
+    Seed,
+    Threads,
+    open_behavior,
+    open_model,
+    print_json,
+    print_table,
+    use_home,
+)
+
+if TYPE_CHECKING:
+    from microtome.dissection.results import Dissection
+
+SPECIMEN = "python-code"
+BEHAVIOR = "quote-closing"
+
+
+def dissect(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a hub id, or the name of a specimen.")
+    ] = SPECIMEN,
+    behavior: Annotated[
+        str, typer.Argument(help="The name of a behavior, or a .jsonl or .csv file of pairs.")
+    ] = BEHAVIOR,
+    out: Annotated[Path | None, typer.Option(help="Folder for report and results.")] = None,
+    n: Annotated[
+        int, typer.Option(help="Items over all splits, for generated behaviors.", min=20)
+    ] = 200,
+    ablation: Annotated[
+        str, typer.Option(help="What ablated parts give: resample, mean or zero.")
+    ] = "resample",
+    method: Annotated[str, typer.Option(help="The finder: attribution or exact.")] = "attribution",
+    faithfulness: Annotated[
+        float, typer.Option(help="Faithfulness the circuit has to reach on validation.")
+    ] = 0.9,
+    nulls: Annotated[
+        int, typer.Option(help="Twins, and permutations of the answers, searched as nulls.", min=1)
+    ] = 20,
+    gate: Annotated[
+        bool, typer.Option(help="End where the model does not show the behavior.")
+    ] = True,
+    strict: Annotated[
+        bool, typer.Option(help="Exit with 1 where the verdict is not established.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Find the mechanism behind a behavior, test it by fixed rules, and write a report.
+
+    Without arguments: the shipped specimen and the closing of quotes.
+
+    Example: microtome dissect python-code bracket-closing --out reports/brackets
+    """
+    from microtome.cli.bars import Bars
+    from microtome.dissection import Config
+    from microtome.dissection import dissect as run
+    from microtome.store.runs import home as home_folder
+
+    use_home(home)
+    config = Config(
+        faithfulness=faithfulness,
+        ablation=ablation,
+        method=method,
+        nulls=nulls,
+        gate=gate,
+        seed=seed,
+    )  # type: ignore[arg-type]
+    task = open_behavior(behavior, n, seed)
+    folder = out or home_folder() / "runs" / f"dissect-{Path(model).name}-{task.name}-{seed}"
+    check_folder(folder)
+    opened = open_model(model, device, dtype, threads)
+    with Bars() as bars:
+        found = run(opened, task, config=config, progress=bars)
+    found.save_folder(folder)
+    if as_json:
+        print_json({**found.summary(), "report": str(folder / "report.html")})
+    else:
+        _print(found, folder)
+    if not found.explained or (
+        strict and found.verdict is not None and not found.verdict.established
+    ):
+        raise typer.Exit(1)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written before any work is done.
+
+    Raises:
+        OutputError: If it cannot be made or written.
+    """
+    from microtome.store.atomic import atomic_file
+
+    from microtome.errors import OutputError
+
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; --out needs a folder.")
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with atomic_file(existing / ".microtome-probe") as probe:
+            probe.write_text("")
+        (existing / ".microtome-probe").unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written: {error}. Choose another folder with --out."
+        ) from None
+
+
+def _print(found: Dissection, folder: Path) -> None:
+    print(found.sentence)
+    if found.verdict is not None:
+        print(f"\nGrade: {found.verdict.grade}")
+        rows = [[r["name"], r["outcome"], r["value"], r["baseline"]] for r in found.verdict.rules]
+        print_table(["rule", "outcome", "value", "baseline"], rows)
+    print(f"Report: {folder / 'report.html'}")

@@ -1,0 +1,217 @@
+"""Steps 3 and 4, cut and prove: the smallest faithful circuit, and its controls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from microtome.behaviors.examples import Examples
+from microtome.circuits.ablation import ABLATIONS
+from microtome.circuits.connections import connections
+from microtome.circuits.evaluation import curve, evaluate, minimality, takeovers
+from microtome.circuits.finding import by_layer, find, sizes_up_to, top
+from microtome.circuits.nulls import inverted, random_floor, search_nulls, stability
+from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdict
+from microtome.circuits.verdict import Evidence, can_reach_a_grade, decide
+from microtome.core.stats import Interval, cluster_bootstrap
+from microtome.dissection.results import Proof
+
+CONNECTED = 32
+"""Train items over which the connections are averaged."""
+
+if TYPE_CHECKING:
+    from microtome.attribution import ComponentScores
+    from microtome.behaviors.check import Check
+    from microtome.core.progress import Progress
+    from microtome.dissection.config import Config
+    from microtome.tracing.model import Model
+
+
+def cut(
+    model: Model, scores: ComponentScores, validation: Examples, *, config: Config, metric: str
+) -> tuple[Circuit, FaithfulnessCurve]:
+    """Return the smallest circuit whose faithfulness on validation is as asked, and the curve.
+
+    The ranking comes from train. Faithfulness above 1 is no better than below: a size is accepted
+    where it lies between the asked share and as much above 1.
+
+    Args:
+        model: The model.
+        scores: Scores on train.
+        validation: Where the size is chosen.
+        config: The settings.
+        metric: The metric.
+    """
+    ranking = scores.ranking()
+    found = curve(
+        model,
+        validation,
+        ranking,
+        sizes_up_to(len(ranking)),
+        ablation=config.ablation,
+        metric=metric,
+        seed=config.seed,
+    )
+    slack = 1.0 - config.faithfulness
+    size = next(
+        (
+            s
+            for s, f in zip(found.sizes, found.faithfulness, strict=True)
+            if abs(1.0 - f.value) <= slack
+        ),
+        len(ranking),
+    )
+    circuit = Circuit(
+        nodes=by_layer(top(ranking, size), scores.names),
+        universe=scores.names,
+        method=f"{scores.method}, first {size} by magnitude",
+        model=model.fingerprint,
+        provenance=scores.provenance,
+    )
+    return circuit, found
+
+
+def prove(
+    model: Model,
+    splits: tuple[Examples, Examples, Examples],
+    scores: ComponentScores,
+    circuit: Circuit,
+    found: FaithfulnessCurve,
+    gate: Check | None,
+    *,
+    config: Config,
+    metric: str,
+    progress: Progress,
+    thorough: bool = True,
+) -> tuple[Proof, Verdict]:
+    """Gather the evidence on test and apply the fixed rules.
+
+    Where sufficiency fails, no grade can be reached any more, and the nulls are searched only if
+    ``thorough``.
+
+    Args:
+        model: The model.
+        splits: Train, validation and test.
+        scores: Scores on train.
+        circuit: The circuit.
+        found: Its curve on validation.
+        gate: The gate's outcome, None where it was switched off.
+        config: The settings.
+        metric: The metric.
+        progress: Told after each null.
+        thorough: Search the nulls in any case.
+    """
+    train, validation, test = splits
+    evaluation = evaluate(
+        model,
+        test,
+        circuit,
+        ablation=config.ablation,
+        metric=metric,
+        reference=train,
+        seed=config.seed,
+    )
+    open_still = can_reach_a_grade(evaluation)
+    nulls, wrong = None, None
+    if open_still or thorough:
+        nulls = _nulls(
+            model, splits, circuit, found, config=config, metric=metric, progress=progress
+        )
+        wrong = _inverted_accuracy(
+            model, train, test, len(circuit.nodes), config=config, metric=metric
+        )
+    proof = Proof(
+        evaluation=evaluation,
+        ablations={
+            kind: evaluate(
+                model,
+                test,
+                circuit,
+                ablation=kind,
+                metric=metric,
+                reference=train,
+                seed=config.seed,
+            ).faithfulness
+            for kind in ABLATIONS
+        }
+        if thorough
+        else {config.ablation: evaluation.faithfulness},
+        nulls=nulls,
+        inverted_accuracy=wrong,
+        stability=stability(scores, train.clusters, circuit, seed=config.seed),
+        minimality=minimality(model, test, circuit, ablation=config.ablation, metric=metric)
+        if thorough
+        else {},
+        takeovers=takeovers(model, test, circuit, ablation=config.ablation, metric=metric)
+        if open_still or thorough
+        else {},
+        connections=_connections(model, train, circuit, metric) if thorough else {},
+        templates=len({e.template for e in test}),
+        clusters=len(set(test.clusters.tolist())),
+    )
+    return proof, decide(_evidence(proof, circuit, gate, train))
+
+
+def _connections(model: Model, train: Examples, circuit: Circuit, metric: str) -> dict[str, float]:
+    found = connections(model, train[:CONNECTED], circuit, name=metric)
+    return {f"{source} -> {target}": weight for (source, target), weight in found.items()}
+
+
+def _evidence(proof: Proof, circuit: Circuit, gate: Check | None, train: Examples) -> Evidence:
+    return Evidence(
+        circuit=circuit,
+        evaluation=proof.evaluation,
+        nulls=proof.nulls,
+        inverted_accuracy=proof.inverted_accuracy,
+        gate=gate,
+        takeovers=proof.takeovers,
+        stability=proof.stability,
+        templates=proof.templates,
+        train_templates=len({e.template for e in train}),
+    )
+
+
+def _nulls(
+    model: Model,
+    splits: tuple[Examples, Examples, Examples],
+    circuit: Circuit,
+    found: FaithfulnessCurve,
+    *,
+    config: Config,
+    metric: str,
+    progress: Progress,
+) -> Nulls:
+    from dataclasses import replace
+
+    train, validation, test = splits
+    nulls = search_nulls(
+        model,
+        train,
+        validation,
+        test,
+        len(circuit.nodes),
+        found.sizes,
+        count=config.nulls,
+        ablation=config.ablation,
+        metric=metric,
+        method=config.method,
+        seed=config.seed,
+        progress=progress,
+    )
+    floor = random_floor(
+        model, test, circuit, ablation=config.ablation, metric=metric, seed=config.seed
+    )
+    return replace(nulls, random=floor)
+
+
+def _inverted_accuracy(
+    model: Model, train: Examples, test: Examples, size: int, *, config: Config, metric: str
+) -> Interval:
+    """Return the accuracy, on inverted answers, of the circuit that the finder gives for them."""
+    from microtome.circuits.ablation import Ablator
+
+    ranking = find(
+        model, inverted(train), method=config.method, metric=metric, ablation=config.ablation
+    ).ranking()  # type: ignore[arg-type]
+    ablator = Ablator(model, inverted(test), ablation=config.ablation, reference=train)
+    values = ablator.run([top(ranking, size)], ["accuracy"])["accuracy"][0]
+    return cluster_bootstrap(values, test.clusters, seed=config.seed)

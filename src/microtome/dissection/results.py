@@ -1,0 +1,281 @@
+"""What each step of a dissection found, and all of it together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microtome.attribution import ComponentScores
+from microtome.behaviors.check import Check
+from microtome.circuits.results import (
+    Circuit,
+    Evaluation,
+    FaithfulnessCurve,
+    Nulls,
+    Stability,
+    Verdict,
+)
+from microtome.core.provenance import Provenance
+from microtome.core.stats import Interval
+from microtome.store.results import Result
+from microtome.sweeps.results import Sweep
+
+if TYPE_CHECKING:
+    from microtome.dissection.config import Config
+
+
+@dataclass(frozen=True, eq=False)
+class TokenEffects(Result):
+    """What restoring each position of one corrupt prompt does.
+
+    Attributes:
+        clean: Display texts of the clean prompt.
+        corrupt: Those of the corrupt prompt.
+        effects: Change of the metric ``[pos]``.
+        answer: The right continuation.
+        layer: Block whose input was restored.
+    """
+
+    clean: tuple[str, ...]
+    corrupt: tuple[str, ...]
+    effects: np.ndarray
+    answer: str
+    layer: int
+
+
+@dataclass(frozen=True, eq=False)
+class Located(Result):
+    """Which parts carry the behavior.
+
+    Attributes:
+        scores: Attribution of every head and MLP on train.
+        exact: The same by exact ablation.
+        agreement: Pearson correlation of the two over nodes.
+        streams: Sweep of the residual stream by layer and role.
+        tokens: Token effects of a few test items.
+        answer_names: Text of each answer by its token id, where answers are few.
+    """
+
+    scores: ComponentScores
+    exact: ComponentScores
+    agreement: float
+    streams: Sweep
+    tokens: tuple[TokenEffects, ...]
+    answer_names: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Proof(Result):
+    """The evidence on test.
+
+    Attributes:
+        evaluation: The circuit under the asked ablation.
+        ablations: Faithfulness under each kind of ablation.
+        nulls: Nulls, None where sufficiency had failed already.
+        inverted_accuracy: Accuracy of the finder on inverted answers, None likewise.
+        stability: Over bootstrap resamples.
+        minimality: Faithfulness lost when each node is dropped.
+        connections: Weight of one node on another, by ``"a0.h1 -> m2"``.
+        takeovers: What nodes outside carry, with and without the circuit.
+        templates: Number of test templates.
+        clusters: Number of test clusters.
+    """
+
+    evaluation: Evaluation
+    ablations: Mapping[str, Interval]
+    nulls: Nulls | None
+    inverted_accuracy: Interval | None
+    stability: Stability
+    minimality: Mapping[str, float]
+    connections: Mapping[str, float]
+    takeovers: Mapping[str, tuple[float, float]]
+    templates: int
+    clusters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction(Result, schema="tree-reduction"):
+    """A shallow tree over named features that predicts the model's answer.
+
+    Attributes:
+        tree: Nested nodes: ``condition``, ``yes``, ``no``, ``n``, ``label``, ``purity`` on test.
+        features: Names of the columns offered, each charged.
+        agreement: Share of test items on which the tree gives the model's answer.
+        majority: The same for the commonest answer of the model.
+        task_rule: The same for the task's own rule (always the right answer).
+        permuted: The same for a tree on permuted features.
+        beyond: Matthews correlation between predicted and actual departures from the right answer,
+            NaN where the model or the tree never departs.
+        departures: Test items on which the model departs from the right answer.
+        predicted_failures: Test items on which the tree says that it will.
+        confirmed_failures: How many of these it does.
+        deviance: Share of the metric's variance explained, given the right answer.
+        failures: A few prompts on which failure was predicted, with whether it came.
+        leaves: Leaves of the tree.
+    """
+
+    tree: Mapping[str, Any]
+    features: tuple[str, ...]
+    agreement: Interval
+    majority: Interval
+    task_rule: Interval
+    permuted: Interval
+    beyond: float
+    departures: int
+    predicted_failures: int
+    confirmed_failures: int
+    deviance: float
+    failures: tuple[tuple[str, bool], ...]
+    leaves: int
+
+
+@dataclass(frozen=True, eq=False)
+class Operation(Result, schema="circuit-ablation"):
+    """The circuit ablated by interventions: the behavior and the drift on other text.
+
+    Attributes:
+        ablation: What ablated nodes gave on both.
+        before: Accuracy of the model.
+        after: Accuracy with the circuit ablated.
+        random_after: Accuracy with size-matched random nodes ablated, one for each draw.
+        drift: KL from the unchanged model on other prompts, in nats.
+        random_drift: Mean KL for each random draw.
+        other: What the other prompts are.
+        other_prompts: How many.
+        undone: Whether the logits were bit-equal after the interventions were taken off.
+    """
+
+    ablation: str
+    before: Interval
+    after: Interval
+    random_after: np.ndarray
+    drift: Interval
+    random_drift: np.ndarray
+    other: str
+    other_prompts: int
+    undone: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Dissection(Result):
+    """A dissection: everything that was found, with the controls that go with it.
+
+    Attributes:
+        behavior: Name of the behavior.
+        title: Its title.
+        description: What the model has to do, and the task's own rule.
+        model: Name of the model.
+        shape: Layers, heads and width of the model, in words.
+        config: The settings.
+        check: The gate's outcome.
+        located: Which parts carry it; None where the gate ended the dissection, like all below.
+        circuit: The circuit.
+        curve: Faithfulness on validation by size.
+        proof: The evidence on test.
+        verdict: The verdict.
+        reduction: The readable rule.
+        operation: The circuit ablated.
+        seconds: How long each step took.
+        provenance: Model, seed, versions, command.
+    """
+
+    behavior: str
+    title: str
+    description: str
+    model: str
+    shape: str
+    config: Mapping[str, Any]
+    check: Check
+    located: Located | None = None
+    circuit: Circuit | None = None
+    curve: FaithfulnessCurve | None = None
+    proof: Proof | None = None
+    verdict: Verdict | None = None
+    reduction: Reduction | None = None
+    operation: Operation | None = None
+    seconds: Mapping[str, float] | None = None
+    provenance: Provenance | None = None
+
+    @property
+    def explained(self) -> bool:
+        """Whether the gate was passed and the steps behind it ran."""
+        return self.verdict is not None
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one or two sentences."""
+        return self.check.sentence() if self.verdict is None else self.verdict.sentence
+
+    @property
+    def command(self) -> str:
+        """The command that reproduces it."""
+        config = dict(self.config)
+        parts = ["microtome dissect", self.model, self.behavior, f"--seed {config.get('seed', 0)}"]
+        return " ".join(parts)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that matter as plain data, for ``--json``."""
+        from microtome.core.plain import plain
+
+        found: dict[str, Any] = {
+            "model": self.model,
+            "behavior": self.behavior,
+            "passed_gate": self.check.passed,
+            "sentence": self.sentence,
+            "accuracy": self.check.accuracy,
+            "baselines": dict(self.check.baselines),
+            "command": self.command,
+            "seconds": self.seconds,
+        }
+        if self.verdict is not None and self.circuit is not None and self.proof is not None:
+            found.update(
+                grade=self.verdict.grade,
+                rules=list(self.verdict.rules),
+                nodes=list(self.circuit.nodes),
+                of=len(self.circuit.universe),
+                faithfulness=self.proof.evaluation.faithfulness,
+                moved=self.proof.evaluation.moved,
+                backups=list(self.verdict.backups),
+            )
+        result = plain(found)
+        return result if isinstance(result, dict) else {}
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report, one self-contained file; return its path."""
+        from microtome.dissection.report import report
+        from microtome.store.atomic import write_text
+
+        return write_text(path, report(self))
+
+    def save_folder(self, folder: str | Path) -> Path:
+        """Write report, result, tables and settings into a folder, all or nothing.
+
+        Raises:
+            OutputError: If the folder cannot be written.
+        """
+        from microtome.dissection.report import report
+        from microtome.store.atomic import atomic_folder, write_json, write_text
+
+        with atomic_folder(folder) as place:
+            write_text(place / "report.html", report(self))
+            self.save(place / "dissection.json")
+            write_json(
+                place / "run.json",
+                {"command": self.command, "config": dict(self.config), **self.summary()},
+            )
+            if self.located is not None:
+                self.located.scores.to_frame().to_csv(place / "scores.csv", index=False)
+            if self.verdict is not None:
+                self.verdict.to_frame().to_csv(place / "rules.csv", index=False)
+        return Path(folder)
+
+
+def config_dict(config: Config) -> dict[str, Any]:
+    """Return the settings as plain data."""
+    from dataclasses import asdict
+
+    return asdict(config)
