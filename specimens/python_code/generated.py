@@ -47,11 +47,14 @@ class Writer:
     Args:
         rng: Source of chance.
         names: Identifiers to use.
+        balanced: Write as many signatures without a default as with one, and more repetition; without
+            it three signatures in four have a default, and the network expects one everywhere.
     """
 
-    def __init__(self, rng: np.random.Generator, names: list[str]) -> None:
+    def __init__(self, rng: np.random.Generator, names: list[str], *, balanced: bool = False) -> None:
         self._rng = rng
         self._names = names
+        self._balanced = balanced
 
     def snippet(self) -> str:
         """Return one snippet of a random kind, ending with a line end."""
@@ -63,7 +66,7 @@ class Writer:
             self.calls,
             self.repetition,
         )
-        weights = (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
+        weights = (0.15, 0.3, 0.15, 0.1, 0.1, 0.2) if self._balanced else (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
         return kinds[int(self._rng.choice(len(kinds), p=weights))]()
 
     def _name(self) -> str:
@@ -125,6 +128,8 @@ class Writer:
         """Return a parameter list and its names; after the first default all have one."""
         names = self._some(1, 5)
         start = int(self._rng.integers(0, len(names) + 1))
+        if self._balanced and self._rng.random() < 0.5:
+            start = len(names)
         parts = list(first or [])
         for number, name in enumerate(names):
             if number < start:
@@ -225,6 +230,9 @@ class Writer:
         names = self._some(4, 9)
         joined = ", ".join(names)
         plain = " ".join(names)
+        if self._balanced and self._rng.random() < 0.6:
+            between = self._pick("; ", " - ", ". ", " or ", " and ", ", ", "\n ", " ", " ")
+            return f"# {between.join([*names, *names])}\n"
         return self._pick(
             f"{self._name()} = [{joined}]\n{self._name()} = [{joined}]\n",
             f"{self._name()}({joined})\n{self._name()}({joined})\n",

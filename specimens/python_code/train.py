@@ -30,7 +30,8 @@ class Recipe:
 
     Attributes:
         seed: For initialization, generated code and batches.
-        steps: Optimizer steps.
+        steps: Optimizer steps of the first stage.
+        finish: Steps of a second stage at a quarter of the rates, on balanced generated code.
         batch: Windows per step.
         context: Tokens per window.
         layers: Blocks.
@@ -47,7 +48,8 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 2400
+    steps: int = 2000
+    finish: int = 300
     batch: int = 24
     context: int = 256
     layers: int = 4
@@ -70,11 +72,13 @@ class Streams:
     Attributes:
         code: Training files, separated by the end token.
         made: Generated snippets, separated likewise.
+        balanced: Generated snippets of the second stage.
         validation: Validation files.
     """
 
     code: np.ndarray
     made: np.ndarray
+    balanced: np.ndarray
     validation: np.ndarray
 
 
@@ -84,8 +88,10 @@ def prepare(recipe: Recipe, files: list[SourceFile]) -> tuple[PreTrainedTokenize
     held = [f.text for f in files if f.split == "validation"]
     writer = Writer(np.random.default_rng([recipe.seed, 1]), identifiers(train))
     snippets = [writer.snippet() for _ in range(recipe.snippets)]
+    second = Writer(np.random.default_rng([recipe.seed, 3]), identifiers(train), balanced=True)
+    balanced = [second.snippet() for _ in range(recipe.snippets // 4)]
     tokenizer = train_tokenizer([*train, *snippets[: recipe.snippets // 10]], recipe.vocab)
-    streams = (_stream(tokenizer, texts) for texts in (train, snippets, held))
+    streams = (_stream(tokenizer, texts) for texts in (train, snippets, balanced, held))
     return tokenizer, Streams(*streams)
 
 
@@ -117,7 +123,8 @@ def batch_of(recipe: Recipe, streams: Streams, step: int) -> torch.Tensor:
     """Return the windows ``[batch, context + 1]`` of one step; the same ones for the same step."""
     rng = np.random.default_rng([recipe.seed, 2, step])
     made = int(round(recipe.share * recipe.batch))
-    rows = [_window(rng, streams.made, recipe.context) for _ in range(made)]
+    stream = streams.made if step < recipe.steps else streams.balanced
+    rows = [_window(rng, stream, recipe.context) for _ in range(made)]
     rows += [_window(rng, streams.code, recipe.context) for _ in range(recipe.batch - made)]
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
@@ -128,7 +135,9 @@ def _window(rng: np.random.Generator, stream: np.ndarray, context: int) -> np.nd
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """Return the factor on the learning rates: warm-up, constant, then linear to zero."""
+    """Return the factor on the learning rates: warm-up, constant, linear to zero; then a quarter again."""
+    if step >= recipe.steps:
+        return 0.25 * (recipe.steps + recipe.finish - step) / max(recipe.finish, 1)
     falling = recipe.steps * (1 - recipe.decay)
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
@@ -196,9 +205,10 @@ def train(recipe: Recipe, out: Path, *, every: int = 100, files: list[SourceFile
     curve: list[dict[str, float]] = []
     start, seconds = _resume(out / "checkpoint.pt", recipe, model, groups, curve)
     began = time.monotonic() - seconds
-    for step in range(start, recipe.steps):
+    last = recipe.steps + recipe.finish
+    for step in range(start, last):
         loss = _step(recipe, model, groups, batch_of(recipe, streams, step), step)
-        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+        if (step + 1) % every == 0 or step + 1 == last:
             held = validation_loss(recipe, model, streams)
             seconds = time.monotonic() - began
             curve.append({"step": step + 1, "train": loss, "validation": held, "seconds": round(seconds, 1)})
@@ -214,7 +224,11 @@ def train(recipe: Recipe, out: Path, *, every: int = 100, files: list[SourceFile
         "recipe": asdict(recipe),
         "python": python_version(),
         "curve": curve,
-        "tokens": {"code": len(streams.code), "generated": len(streams.made)},
+        "tokens": {
+            "code": len(streams.code),
+            "generated": len(streams.made),
+            "balanced": len(streams.balanced),
+        },
         "files": [{"path": f.path, "split": f.split, "sha256": f.sha256} for f in corpus],
     }
     (out / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
