@@ -338,7 +338,7 @@ class Model:
         if self.module.training:
             raise ConfigError(
                 f"{self.name} is in training mode, where dropout changes every pass. Call "
-                f"module.eval() first."
+                "module.eval() first."
             )
 
     def __repr__(self) -> str:
