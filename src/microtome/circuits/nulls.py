@@ -44,6 +44,8 @@ def search_nulls(
 ) -> Nulls:
     """Run the same finder with the same budget where there is nothing to find.
 
+    A twin is scored on its own behavior, a permutation of the answers on answers permuted likewise.
+
     Args:
         model: The model.
         train: Where circuits are found.
@@ -75,8 +77,9 @@ def search_nulls(
             metric=metric,
             ablation=ablation,
         )
+        asked = permute(test, seed * 1000 + number)
         found = curve_intervals(
-            model, test, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed
+            model, asked, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed
         )
         permuted.append(closeness(found[0]))
         progress.step(2 * number + 2, 2 * count, "nulls")

@@ -147,7 +147,8 @@ class Nulls(Result):
 
     Attributes:
         twins: Guaranteed closeness of the circuit found in each twin.
-        permuted: That of the circuits found for permuted answers, scored on the true ones.
+        permuted: That of the circuits found for permuted answers, scored on test answers permuted
+            likewise.
         random: That of random subgraphs matched by layer and type, a floor and no opponent.
         twin_curves: Faithfulness of each twin's circuits on validation ``[twin, size]``.
         sizes: Sizes of the curves.

@@ -62,7 +62,11 @@ def verdict_card(verdict: Verdict, proof: Proof, circuit: Circuit) -> VerdictCar
                 "1 is the whole model; 0.8 to 1.2 asked for",
             ),
             _estimate(evaluation.moved, "moved by ablating only the circuit", "0.8 asked for"),
-            Estimate(float(len(circuit.nodes)), label=f"of {len(circuit.universe)} heads and MLPs"),
+            Estimate(
+                circuit.share,
+                label=f"{len(circuit.nodes)} of {len(circuit.universe)} heads and MLPs",
+                unit="%",
+            ),
         ),
         held_fixed=(
             "Everything that clean and corrupt prompts share: the contrast explains only what "
@@ -85,11 +89,15 @@ def token_strips(tokens: tuple[TokenEffects, ...]) -> TokenStrips:
     strips = [
         TokenStrip(
             (TokenRow("clean", t.clean, t.effects.tolist()), TokenRow("corrupt", t.corrupt)),
-            note=f"right continuation: {t.answer!r}",
+            note=f"right continuation: {_visible(t.answer)}",
         )
         for t in tokens
     ]
     return TokenStrips(strips, unit="logits", scale="effect of restoring the position")
+
+
+def _visible(text: str) -> str:
+    return text.replace(" ", "·").replace("\n", "⏎")
 
 
 def stream_map(located: Located) -> HeatMap:
@@ -224,7 +232,7 @@ def controls(verdict: Verdict, proof: Proof) -> ControlsTable:
 
 def rule_tree(reduction: Reduction, names: Mapping[str, str]) -> RuleTree:
     """The decision tree, with answers written as text."""
-    return RuleTree(_rule(reduction.tree, names), tuple(names.values()))
+    return RuleTree(_rule(reduction.tree, names), "answer")
 
 
 def _rule(node: Mapping[str, Any], names: Mapping[str, str]) -> RuleNode:

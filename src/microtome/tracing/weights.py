@@ -20,7 +20,7 @@ from microtome.models.anatomy import (
     MLPAnatomy,
 )
 from microtome.tracing.catalog import require_anatomy
-from microtome.tracing.norms import centers
+from microtome.tracing.norms import centers, divisor
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +215,7 @@ def norm_gain(norm: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         up, down = norm.forward(probe)
         bias = (up + down) / 2
-        scale = probe.pow(2).mean(-1, keepdim=True).sqrt()[0]
+        scale = divisor(norm, probe)[0].to(probe.dtype)
         gain: torch.Tensor = (up - bias) * scale / torch.where(probe[0] == 0, 1.0, probe[0])
         if size % 2:
             gain[-1] = weight[-1] + (gain[0] - weight[0]).round()

@@ -116,7 +116,7 @@ FAMILIES = (
             "rope_parameters": PARTIAL_ROPE,
         },
         {"activation": {"hidden_act": "gelu"}, **PARTIAL_ROTARY, **LAYER_EPSILON, **TIED},
-        note="the attention returns its output projection's bias beside its output",
+        note="the last attention returns its output projection's bias beside its output",
     ),
     Family(
         "opt",

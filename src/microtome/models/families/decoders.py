@@ -350,6 +350,6 @@ FAMILIES = (
             **UNTIED,
         },
         model_type="doge",
-        note="an MLP and a mixture of single-neuron experts added up",
+        note="an MLP and single-neuron experts added up; routing mixes tokens, so it is not causal",
     ),
 )

@@ -197,7 +197,7 @@ FAMILIES = (
             **TIED,
         },
         kind="masked",
-        note="half of the heads are convolutions",
+        note="half of the heads are convolutions, which also see padding",
     ),
     Family(
         "esm",

@@ -1,0 +1,93 @@
+"""Attribution against exact effects, completeness and independence of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.small import code_model
+
+from microtome.attribution import (
+    attribution_patching,
+    component_names,
+    direct_logit_attribution,
+    logit_lens,
+)
+from microtome.behaviors import Example, Examples, quote_closing, score
+from microtome.errors import MetricError, ModelSupportError
+from microtome.models.families import build
+from microtome.tracing.opening import load
+from microtome.tracing.sites import at
+
+
+def pairs(count: int = 3) -> Examples:
+    rows = [
+        Example(
+            i,
+            (5, 6, 7, 8 + i),
+            (5, 9, 7, 8 + i),
+            ((11,),),
+            ((12,),),
+            f"c{i}",
+            "t",
+            "test",
+            {"cue": (1, 2)},
+            {},
+            "",
+        )
+        for i in range(count)
+    ]
+    return Examples(tuple(rows))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gpt_neox", "granite"])
+def test_direct_attribution_adds_up_to_the_metric(family: str) -> None:
+    found = direct_logit_attribution(load(build(family)), pairs())
+    assert found.completeness_error < 1e-5
+    total = found.to_frame()["mean"].sum()
+    assert total == pytest.approx(found.total.mean(), rel=1e-4)
+
+
+def test_direct_attribution_refuses_what_does_not_add_up() -> None:
+    with pytest.raises(ModelSupportError, match="soft cap|add up"):
+        direct_logit_attribution(load(build("gemma2")), pairs())
+    with pytest.raises(MetricError, match="linear"):
+        direct_logit_attribution(load(build("gpt2")), pairs(), metric="loss")
+
+
+def test_attribution_patching_is_the_first_order_of_exact_patching() -> None:
+    """For a small step towards the other run the exact effect is the estimate times the step."""
+    model, examples = load(build("llama")), pairs(1)
+    estimated = attribution_patching(model, examples)
+    names = component_names(model)
+    assert len(names) == model.anatomy.n_layers * (model.anatomy.n_heads + 1)  # type: ignore[union-attr]
+    other = model.trace(examples.corrupt, capture=["attn.z", "mlp.out"])
+    base = score(model, examples).values[0]
+    step = 1e-2
+    for name, site in (("a1.h2", at("blocks.1.attn.z[head=2]")), ("m0", at("blocks.0.mlp.out"))):
+        toward = other[site.whole()][..., 2:3, :] if "h" in name else other[site]
+        change = [site.apply(lambda v, t=toward: v + step * (t - v))]  # type: ignore[misc]
+        exact = (score(model, examples, interventions=change).values[0] - base) / step
+        assert exact == pytest.approx(estimated.values[0, names.index(name)], rel=0.05, abs=1e-3)
+
+
+def test_attribution_is_independent_of_the_batch_and_splits_by_role() -> None:
+    model = code_model()
+    examples = quote_closing(40).prepare(model).split("train")
+    whole = attribution_patching(model, examples, by_role=True)
+    parts = attribution_patching(model, examples, batch_size=3)
+    np.testing.assert_allclose(whole.values, parts.values, atol=2e-5)
+    assert whole.by_role is not None
+    ends = [e.roles["end"] == e.roles.get("string", (0, 0)) for e in examples]
+    assert whole.by_role.shape == (len(examples), len(whole.names), len(whole.roles)) and not all(
+        ends
+    )
+
+
+def test_the_lens_at_the_last_block_is_the_model() -> None:
+    model = load(build("gpt2"))
+    found = logit_lens(model, (5, 6, 7, 8))
+    p = torch.softmax(model.trace([(5, 6, 7, 8)]).logits[0], -1).max(-1)  # type: ignore[index]
+    np.testing.assert_allclose(found.top_probabilities[-1], p.values.numpy(), rtol=1e-5)
+    assert np.abs(found.kl_to_final[-1]).max() < 1e-6
+    assert len(found.to_frame()) == 4 * len(found.layers)

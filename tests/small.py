@@ -1,0 +1,68 @@
+"""Small models and tokenizers that tests build for themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from microtome.behaviors.generators.code import GENERATORS
+from microtome.behaviors.generators.words import IDENTIFIERS
+from microtome.tracing.model import Model
+from microtome.tracing.opening import load
+
+
+def code_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer in which every mark is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    pieces = Regex(r"\n[ ]*| ?[A-Za-z]+|[0-9]|[^A-Za-z0-9\s]|\s")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = " ".join(IDENTIFIERS) + "\n" + "\n".join(IDENTIFIERS)
+    texts = [words] * 3
+    for generator in GENERATORS.values():
+        texts += [item.clean for item in generator(60).items[:200]]
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>"
+    )
+
+
+def code_model(*, layers: int = 2, seed: int = 0) -> Model:
+    """A random GPT-2 of two layers with the tokenizer above; it knows nothing."""
+    tokenizer = code_tokenizer()
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_embd=32,
+        n_layer=layers,
+        n_head=4,
+        initializer_range=0.4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return load(GPT2LMHeadModel(config), tokenizer=tokenizer)
+
+
+def save_model(model: Model, folder: Path) -> Path:
+    """Write a model and its tokenizer as a Hugging Face folder."""
+    model.module.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
