@@ -1,4 +1,4 @@
-"""Generators, preparation, loaders: what every kept item has to obey, and every error by its row."""
+"""Generators, preparation, loaders: what every kept item obeys, and every error by its row."""
 
 from __future__ import annotations
 

@@ -130,7 +130,10 @@ def test_bfloat16_is_certified_by_its_own_spread() -> None:
 def test_girl_to_boy_in_a_trained_model(shared_data: Path) -> None:
     """The published shares of the She-He difference that move after blocks 0 to 3."""
     model = load(shared_data / "models/stories260K")
-    moved = np.mean([_moved(model, name) for name in ["Zog", "Rab", "Kip", "Mun", "Pel", "Dov", "Sam", "Max"]], 0)
+    moved = np.mean(
+        [_moved(model, name) for name in ["Zog", "Rab", "Kip", "Mun", "Pel", "Dov", "Sam", "Max"]],
+        0,
+    )
     np.testing.assert_allclose(100 * moved, [99.7, 96.6, 80.8, 77.4], atol=0.06)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from microtome.dissection import figures, phrases
+from microtome.dissection.methods import methods_section, provenance_facts
 from microtome.dissection.results import Dissection, Operation, Reduction
 from microtome.views import (
     Control,
     ControlsTable,
-    Details,
     Figure,
     Page,
     Section,
@@ -54,8 +54,8 @@ class _Report:
             kicker=f"microtome dissect · {found.model} · {found.behavior}",
             dek=found.description,
             verdict=verdict,
-            sections=(*sections, self._methods()),
-            provenance=self._provenance(),
+            sections=(*sections, methods_section(found)),
+            provenance=provenance_facts(found),
             command=found.command,
         )
 
@@ -322,69 +322,6 @@ class _Report:
             ),
             short="Operation",
         )
-
-    def _methods(self) -> Section:
-        return Section(
-            "Methods and definitions",
-            (
-                Details(
-                    "Definitions",
-                    terms=(
-                        (
-                            "m(N), m(0), m(C)",
-                            "the metric of the unchanged model, with every head and MLP ablated, "
-                            "and with everything outside the circuit ablated",
-                        ),
-                        (
-                            "faithfulness",
-                            "(m(C) - m(0)) / (m(N) - m(0)), a ratio of means over items",
-                        ),
-                        (
-                            "resample, mean, zero",
-                            "an ablated part gives its value in the corrupt run, its mean over "
-                            "train prompts of both kinds, or nothing",
-                        ),
-                        (
-                            "guaranteed closeness",
-                            "1 - max(|1 - low|, |1 - high|) of the interval of faithfulness: the "
-                            "worst value that the interval allows",
-                        ),
-                        ("twin", "the same model with the entries of every weight tensor shuffled"),
-                        ("cluster", "template and lexical frame; the unit of every interval"),
-                        (
-                            "support",
-                            "estimated loss of the metric when the part is patched out, averaged "
-                            "with the return when it is patched in",
-                        ),
-                    ),
-                ),
-                Details(
-                    "Settings and time",
-                    terms=tuple(
-                        (str(k), str(v))
-                        for k, v in {
-                            **self.found.config,
-                            **{f"seconds: {k}": v for k, v in (self.found.seconds or {}).items()},
-                        }.items()
-                    ),
-                ),
-            ),
-            short="Methods",
-        )
-
-    def _provenance(self) -> tuple[tuple[str, str], ...]:
-        found = self.found
-        facts = [("model", f"{found.model} ({found.shape})"), ("behavior", found.behavior)]
-        given = found.provenance
-        if given is not None:
-            facts += [
-                ("fingerprint", given.fingerprint),
-                ("versions", ", ".join(f"{k} {v}" for k, v in given.versions.items())),
-                ("seed", str(given.seed)),
-                ("threads, type, device", f"{given.threads}, {given.dtype}, {given.device}"),
-                ("made", given.created),
-            ]
-        return tuple((k, v) for k, v in facts if v)
 
 
 def _strongest(connections: Any) -> list[str]:
