@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.small import code_model
 
 from microtome.attribution import (
     attribution_patching,
@@ -17,12 +18,23 @@ from microtome.errors import MetricError, ModelSupportError
 from microtome.models.families import build
 from microtome.tracing.opening import load
 from microtome.tracing.sites import at
-from tests.small import code_model
 
 
 def pairs(count: int = 3) -> Examples:
     rows = [
-        Example(i, (5, 6, 7, 8 + i), (5, 9, 7, 8 + i), ((11,),), ((12,),), f"c{i}", "t", "test", {"cue": (1, 2)}, {}, "")
+        Example(
+            i,
+            (5, 6, 7, 8 + i),
+            (5, 9, 7, 8 + i),
+            ((11,),),
+            ((12,),),
+            f"c{i}",
+            "t",
+            "test",
+            {"cue": (1, 2)},
+            {},
+            "",
+        )
         for i in range(count)
     ]
     return Examples(tuple(rows))
@@ -67,7 +79,9 @@ def test_attribution_is_independent_of_the_batch_and_splits_by_role() -> None:
     np.testing.assert_allclose(whole.values, parts.values, atol=2e-5)
     assert whole.by_role is not None
     ends = [e.roles["end"] == e.roles.get("string", (0, 0)) for e in examples]
-    assert whole.by_role.shape == (len(examples), len(whole.names), len(whole.roles)) and not all(ends)
+    assert whole.by_role.shape == (len(examples), len(whole.names), len(whole.roles)) and not all(
+        ends
+    )
 
 
 def test_the_lens_at_the_last_block_is_the_model() -> None:

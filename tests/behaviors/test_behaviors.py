@@ -1,4 +1,4 @@
-"""Generators, preparation, loaders: what every kept item has to obey, and every error by its row."""
+"""Generators, preparation, loaders: what every kept item obeys, and every error by its row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.small import code_tokenizer
 
 from microtome import behaviors
 from microtome.behaviors.items import Item, unmark
@@ -17,7 +18,6 @@ from microtome.errors import (
     TokenizerError,
     UnknownNameError,
 )
-from tests.small import code_tokenizer
 
 TOKENIZER = code_tokenizer()
 NAMES = behaviors.names()
@@ -35,7 +35,9 @@ def test_generators_are_deterministic_and_split_by_template_and_word(name: str) 
     assert not clusters["train"] & clusters["validation"]
 
 
-@pytest.mark.parametrize("name", ["quote-closing", "bracket-closing", "default-or-close", "self-assignment"])
+@pytest.mark.parametrize(
+    "name", ["quote-closing", "bracket-closing", "default-or-close", "self-assignment"]
+)
 def test_prepared_pairs_can_be_compared(name: str) -> None:
     examples = behaviors.get(name, n=60).prepare(TOKENIZER)
     assert len(examples) == 60
@@ -76,7 +78,10 @@ def test_drops_are_counted_with_an_instance() -> None:
 def test_invert_exchanges_and_shuffle_exchanges_half() -> None:
     behavior = behaviors.quote_closing(40)
     assert behavior.invert().items[0].answers == behavior.items[0].wrongs
-    changed = sum(a.answers != b.answers for a, b in zip(behavior.items, behavior.shuffle(1).items, strict=True))
+    changed = sum(
+        a.answers != b.answers
+        for a, b in zip(behavior.items, behavior.shuffle(1).items, strict=True)
+    )
     assert changed == len(behavior.items) // 2
 
 

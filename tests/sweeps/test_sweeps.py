@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.small import code_model
 
 from microtome.behaviors import Example, Examples, pair, quote_closing
 from microtome.errors import ConfigError, MetricError, PairError, SweepError
@@ -15,7 +16,6 @@ from microtome.sweeps import Sweep, plan, sweep
 from microtome.tracing import replay
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
-from tests.small import code_model
 
 
 def pairs(lengths: tuple[int, ...] = (6, 6, 6)) -> Examples:
@@ -23,11 +23,27 @@ def pairs(lengths: tuple[int, ...] = (6, 6, 6)) -> Examples:
     for i, n in enumerate(lengths):
         clean = tuple(5 + (i + j) % 40 for j in range(n))
         corrupt = (clean[0], 60, *clean[2:])
-        rows.append(Example(i, clean, corrupt, ((11,),), ((12,),), f"c{i}", "t", "test", {"cue": (1, 2), "end": (n - 1, n)}, {}, ""))
+        rows.append(
+            Example(
+                i,
+                clean,
+                corrupt,
+                ((11,),),
+                ((12,),),
+                f"c{i}",
+                "t",
+                "test",
+                {"cue": (1, 2), "end": (n - 1, n)},
+                {},
+                "",
+            )
+        )
     return Examples(tuple(rows))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "olmo2", "gemma2", "bloom-plain", "mixtral", "bert"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "gpt_neox", "olmo2", "gemma2", "bloom-plain", "mixtral", "bert"]
+)
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn.z", "mlp.out", "attn.out"])
 @pytest.mark.parametrize("operation", ["patch", "zero"])
 def test_rules_equal_the_naive_way(family: str, site: str, operation: str) -> None:
@@ -114,7 +130,10 @@ def test_bfloat16_is_certified_by_its_own_spread() -> None:
 def test_girl_to_boy_in_a_trained_model(shared_data: Path) -> None:
     """The published shares of the She-He difference that move after blocks 0 to 3."""
     model = load(shared_data / "models/stories260K")
-    moved = np.mean([_moved(model, name) for name in "Zog Rab Kip Mun Pel Dov Sam Max".split()], 0)
+    moved = np.mean(
+        [_moved(model, name) for name in ["Zog", "Rab", "Kip", "Mun", "Pel", "Dov", "Sam", "Max"]],
+        0,
+    )
     np.testing.assert_allclose(100 * moved, [99.7, 96.6, 80.8, 77.4], atol=0.06)
 
 
@@ -122,8 +141,26 @@ def _moved(model: Model, name: str) -> list[float]:
     text = "Once upon a time, there was a little {} named " + name + "."
     behavior = pair(text.format("girl"), text.format("boy"), answer=" She", wrong=" He")
     example = behavior.prepare(model)[0]
-    places = [i for i, (a, b) in enumerate(zip(example.clean, example.corrupt, strict=True)) if a != b]
-    one = Examples((Example(0, example.clean, example.corrupt, example.answers, example.wrongs, "c", "t", "test", {"person": (places[0], places[-1] + 1)}, {}, ""),))
+    places = [
+        i for i, (a, b) in enumerate(zip(example.clean, example.corrupt, strict=True)) if a != b
+    ]
+    one = Examples(
+        (
+            Example(
+                0,
+                example.clean,
+                example.corrupt,
+                example.answers,
+                example.wrongs,
+                "c",
+                "t",
+                "test",
+                {"person": (places[0], places[-1] + 1)},
+                {},
+                "",
+            ),
+        )
+    )
     found = sweep(model, one, "resid_post", over="role", base="clean")
     return [float(v) for v in found.effect.sel(role="person")[:4]]
 

@@ -9,7 +9,7 @@ import torch
 
 from microtome.attribution.results import DirectAttribution
 from microtome.behaviors.evaluate import batches
-from microtome.behaviors.metrics import Metric, metric
+from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
 from microtome.core.provenance import collect
 from microtome.errors import MetricError, ModelSupportError
 from microtome.tracing.norms import centers, divisor
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 NOTE = (
     "The final norm's scale is frozen at its value on each clean prompt; with that fixed, the "
-    "parts add "
-    "up to the metric exactly. What a part does through later parts is not counted."
+    "parts add up to the metric exactly. What a part does through later parts is not counted."
 )
 
 
@@ -77,9 +76,9 @@ def direct_logit_attribution(
     )
 
 
-def _linear(name: str | Metric) -> Metric:
+def _linear(name: str | Metric) -> LastTokenMetric:
     chosen = metric(name)
-    if not chosen.linear:
+    if not chosen.linear or not isinstance(chosen, LastTokenMetric):
         raise MetricError(
             f"Direct logit attribution needs a metric linear in the logits; {chosen.name} is not."
         )
@@ -110,13 +109,12 @@ def _additive(model: Model) -> Anatomy:
         ):
             raise ModelSupportError(
                 f"Direct logit attribution does not apply to {model.name}: what the heads or the "
-                f"MLP of "
-                f"block {number} write does not add up in the residual stream."
+                f"MLP of block {number} write does not add up in the residual stream."
             )
     return anatomy
 
 
-def _direction(model: Model, chosen: Metric, example: Any) -> torch.Tensor:
+def _direction(model: Model, chosen: LastTokenMetric, example: Any) -> torch.Tensor:
     """Return the direction of the metric in the normalized stream ``[d_model]``, gain included."""
     ids, weights = chosen.direction(example)
     columns = model.weights.W_U[:, list(ids)].detach().float()
@@ -174,7 +172,7 @@ def _total(logits: torch.Tensor | None, chunk: Examples) -> torch.Tensor:
         raise MetricError("The model returned no logits.")
     lengths = torch.ones(len(chunk), dtype=torch.long)
     chosen = metric("logit_difference")
-    return chosen(logits, lengths, chunk).detach().cpu()  # type: ignore[operator, no-any-return]
+    return chosen(logits, lengths, chunk).detach().cpu()  # type: ignore[operator]
 
 
 def _has_bias(model: Model, anatomy: Anatomy) -> bool:

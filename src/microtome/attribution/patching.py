@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 MEANING = (
     "Estimated change of the metric when the component's value in the {base} run is replaced by "
-    "that of the "
-    "{other} run (first order; Nanda 2023)."
+    "that of the {other} run (first order; Nanda 2023)."
 )
 
 
@@ -106,8 +105,8 @@ def _single_row(name: str | Metric) -> LastTokenMetric:
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(
-            f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} "
-            f"does not."
+            f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} does "
+            "not."
         )
     return chosen
 

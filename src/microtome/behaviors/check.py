@@ -154,12 +154,11 @@ def gate_reasons(
         if not accuracy.low > baseline.value:
             reasons.append(
                 f"the lower bound of accuracy, {accuracy.low:.3g}, is not above the {name} "
-                f"baseline, "
-                f"{baseline.value:.3g}"
+                f"baseline, {baseline.value:.3g}"
             )
     if not separation > SEPARATION:
         reasons.append(
-            f"clean and corrupt prompts differ by {separation:.3g} clustered standard errors, "
-            f"not more than {SEPARATION:.3g}"
+            f"clean and corrupt prompts differ by {separation:.3g} clustered standard errors, not "
+            f"more than {SEPARATION:.3g}"
         )
     return tuple(reasons)

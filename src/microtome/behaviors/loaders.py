@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.items import SPLITS, Feature, Item, Span, Split
@@ -97,7 +97,7 @@ def _split(row: Row) -> Split:
     value = row.get("split") or "test"
     if value not in SPLITS:
         raise DataError(f"{row.place}: split {value!r} is none of {', '.join(SPLITS)}.")
-    return value  # type: ignore[no-any-return]
+    return cast(Split, value)
 
 
 def _spans(value: Any, row: Row) -> tuple[Span, Span]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +20,8 @@ METHODS = ("attribution", "exact")
 
 MEANING = {
     "attribution": "Estimated support for the behavior: how much of the metric is lost when the "
-    "node is "
-    "patched out of the clean run, averaged with how much returns when it is patched into the "
-    "corrupt one.",
+    "node is patched out of the clean run, averaged with how much returns when it is patched into "
+    "the corrupt one.",
     "exact": "Support for the behavior: how much of the metric is lost when this node alone is "
     "ablated.",
 }
@@ -32,7 +31,7 @@ def find(
     model: Model,
     examples: Examples,
     *,
-    method: Literal["attribution", "exact"] = "attribution",
+    method: str = "attribution",
     metric: str = "logit_difference",
     ablation: Ablation = "resample",
 ) -> ComponentScores:

@@ -63,7 +63,7 @@ def search_nulls(
     twins, curves, permuted = [], [], []
     for number in range(count):
         with model.twin(seed * 1000 + number + 1) as other:
-            ranking = find(other, train, method=method, metric=metric, ablation=ablation).ranking()  # type: ignore[arg-type]
+            ranking = find(other, train, method=method, metric=metric, ablation=ablation).ranking()
             found = curve_intervals(
                 other, test, ranking, [size], ablation=ablation, metric=metric, seed=seed
             )
@@ -76,7 +76,7 @@ def search_nulls(
             method=method,
             metric=metric,
             ablation=ablation,
-        )  # type: ignore[arg-type]
+        )
         asked = permute(test, seed * 1000 + number)
         found = curve_intervals(
             model, asked, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed

@@ -108,8 +108,8 @@ def _grade(outcome: Mapping[str, str], backups: bool) -> str:
 
 def _gate(gate: Check | None) -> Rule:
     demand = (
-        "lower bound of accuracy above chance and above the best baseline; clean and "
-        "corrupt 3 standard errors apart"
+        "lower bound of accuracy above chance and above the best baseline; clean and corrupt 3 "
+        "standard errors apart"
     )
     if gate is None:
         return Rule("gate", demand, "not applied", "", "switched off")
@@ -139,8 +139,7 @@ def _sufficient(evaluation: Evaluation) -> Rule:
 
 def _better(evidence: Evidence) -> Rule:
     demand = (
-        f"guaranteed closeness to 1 above that of every circuit of equal size found the same way "
-        f"in "
+        "guaranteed closeness to 1 above that of every circuit of equal size found the same way in "
         f"{NULLS} twins and for {NULLS} permutations of the answers"
     )
     if evidence.nulls is None:
@@ -152,8 +151,8 @@ def _better(evidence: Evidence) -> Rule:
     enough = len(evidence.nulls.twins) >= NULLS
     outcome = "pass" if own > max(twins, permuted) and enough else "fail"
     baseline = (
-        f"best of {len(evidence.nulls.twins)} twins {twins:.3g}, of "
-        f"{len(evidence.nulls.permuted)} permutations {permuted:.3g}"
+        f"best of {len(evidence.nulls.twins)} twins {twins:.3g}, of {len(evidence.nulls.permuted)} "
+        f"permutations {permuted:.3g}"
     )
     if len(evidence.nulls.random):
         baseline += f"; random subgraphs at most {float(np.max(evidence.nulls.random)):.3g}"
@@ -220,14 +219,13 @@ def _sentence(
         )
     first = (
         f"{size} of {total} heads and MLPs are sufficient under {evidence.evaluation.ablation} "
-        f"ablation on "
-        f"{where}: they keep {f} of the effect."
+        f"ablation on {where}: they keep {f} of the effect."
     )
     moved = evidence.evaluation.moved
     if grade == GRADES[0]:
         return (
-            f"{first} They are also necessary: ablating only them moves the metric {moved} of "
-            f"the way."
+            f"{first} They are also necessary: ablating only them moves the metric {moved} of the "
+            "way."
         )
     if backups:
         return (
@@ -235,6 +233,6 @@ def _sentence(
             f"{', '.join(backups[:4])}."
         )
     return (
-        f"{first} They are not shown to be necessary: ablating only them moves the metric "
-        f"{moved} of the way."
+        f"{first} They are not shown to be necessary: ablating only them moves the metric {moved} "
+        "of the way."
     )

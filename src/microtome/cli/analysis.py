@@ -149,8 +149,8 @@ def sweep(
     Example: microtome sweep python-code --clean "x = 'a" --corrupt 'x = "a' --answer "'" --wrong '"'
     """
     from microtome.cli.bars import Bars
-    from microtome.sweeps import plan
     from microtome.store.atomic import write_text
+    from microtome.sweeps import plan
 
     task = _task(behavior, clean, corrupt, answer, wrong, n, seed)
     opened = open_model(model, device, dtype, threads)

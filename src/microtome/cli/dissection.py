@@ -105,9 +105,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         OutputError: If it cannot be made or written.
     """
-    from microtome.store.atomic import atomic_file
-
     from microtome.errors import OutputError
+    from microtome.store.atomic import atomic_file
 
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; --out needs a folder.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def verdict_card(verdict: Verdict, proof: Proof, circuit: Circuit) -> VerdictCar
         sentences = [sentences[0] + ".", "They are" + sentences[1]]
     return VerdictCard(
         grade=verdict.grade[0].upper() + verdict.grade[1:],
-        state=_STATES[verdict.grade],  # type: ignore[arg-type]
+        state=_STATES[verdict.grade],
         sentences=sentences,
         numbers=(
             _estimate(
@@ -152,8 +152,8 @@ def diagram(
         )
         for n in circuit.nodes
     ]
-    pairs = [(*key.split(" -> "), weight) for key, weight in connections.items()]
-    strongest = sorted(pairs, key=lambda p: -abs(p[2]))[:EDGES]
+    pairs = [(*key.split(" -> ", 1), weight) for key, weight in connections.items()]
+    strongest: list[Any] = sorted(pairs, key=lambda p: -abs(cast(float, p[2])))[:EDGES]
     if any(target == "logits" for _, target, _ in strongest):
         nodes.append(Node("logits", "logits", layers))
     return CircuitDiagram(

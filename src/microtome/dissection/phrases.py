@@ -30,7 +30,7 @@ def tokens_title(located: Located) -> str:
         return f"Before block {layer}, the answer still lies at earlier tokens"
     return (
         f"Before block {layer}, the answer is at the last token in {sum(ends)} of {len(ends)} "
-        f"prompts"
+        "prompts"
     )
 
 
@@ -61,12 +61,12 @@ def curve_title(kept: int, total: int, asked: float) -> str:
     """Say at which size the asked faithfulness is reached."""
     if kept == total:
         return (
-            f"No circuit smaller than the model reaches a faithfulness within "
-            f"{number(1 - asked)} of 1"
+            f"No circuit smaller than the model reaches a faithfulness within {number(1 - asked)} "
+            "of 1"
         )
     return (
         f"{kept} of {total} parts reach a faithfulness within {number(1 - asked)} of 1 on "
-        f"validation"
+        "validation"
     )
 
 
@@ -81,12 +81,12 @@ def rule_title(reduction: Reduction) -> str:
     agreement = percent(reduction.agreement.value)
     if np.isfinite(reduction.beyond) and reduction.beyond > 0.3:
         return (
-            f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's "
-            f"answers, some of its errors too"
+            f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's answers, "
+            "some of its errors too"
         )
     return (
-        f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's answers, "
-        f"but not its errors"
+        f"A rule of {reduction.leaves} leaves predicts {agreement} of the model's answers, but not "
+        "its errors"
     )
 
 

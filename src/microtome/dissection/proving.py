@@ -211,7 +211,7 @@ def _inverted_accuracy(
 
     ranking = find(
         model, inverted(train), method=config.method, metric=metric, ablation=config.ablation
-    ).ranking()  # type: ignore[arg-type]
+    ).ranking()
     ablator = Ablator(model, inverted(test), ablation=config.ablation, reference=train)
     values = ablator.run([top(ranking, size)], ["accuracy"])["accuracy"][0]
     return cluster_bootstrap(values, test.clusters, seed=config.seed)

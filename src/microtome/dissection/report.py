@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from microtome.dissection import figures, phrases
+from microtome.dissection.methods import methods_section, provenance_facts
 from microtome.dissection.results import Dissection, Operation, Reduction
 from microtome.views import (
     Control,
     ControlsTable,
-    Details,
     Figure,
     Page,
     Section,
@@ -29,7 +29,8 @@ def report(found: Dissection) -> str:
     Args:
         found: A dissection, also one that ended at the gate.
     """
-    return _Report(found).page().to_html()
+    page: str = _Report(found).page().to_html()
+    return page
 
 
 class _Report:
@@ -53,8 +54,8 @@ class _Report:
             kicker=f"microtome dissect · {found.model} · {found.behavior}",
             dek=found.description,
             verdict=verdict,
-            sections=(*sections, self._methods()),
-            provenance=self._provenance(),
+            sections=(*sections, methods_section(found)),
+            provenance=provenance_facts(found),
             command=found.command,
         )
 
@@ -120,30 +121,27 @@ class _Report:
         ]
         shows = "shows" if check.passed else "does not show"
         title = (
-            f"The model {shows} the behavior: {percent(check.accuracy.value)} right on "
-            f"unseen templates"
+            f"The model {shows} the behavior: {percent(check.accuracy.value)} right on unseen "
+            "templates"
         )
         blocks: list[Any] = [
-            f"{found.description} Every item is a pair of prompts that differ in what matters "
-            f"and in nothing "
-            "else; the model is asked for its preference between the two continuations. The test "
-            "split has "
-            "templates and words that the train split does not have.",
+            f"{found.description} Every item is a pair of prompts that differ in what matters and "
+            "in nothing else; the model is asked for its preference between the two continuations. "
+            "The test split has templates and words that the train split does not have.",
             self._figure(
                 f"Accuracy is {number(check.accuracy.value)}, the best baseline ({name}) reaches "
                 f"{number(best.value)}",
                 ControlsTable(rows),
                 "Baselines are fitted on the train split and choose between the same two "
-                "continuations. The "
-                "twin is the model with every weight tensor shuffled.",
+                "continuations. The twin is the model with every weight tensor shuffled.",
                 baseline=f"{name} {number(best.value)}, chance {number(check.chance)}",
             ),
         ]
         if check.drops:
             dropped = "; ".join(f"{n} because {reason}" for reason, n in check.drops.items())
             blocks.append(
-                f"Of the generated items, these did not fit the model's tokenizer and were "
-                f"dropped: {dropped}."
+                "Of the generated items, these did not fit the model's tokenizer and were dropped: "
+                f"{dropped}."
             )
         return Section(title, blocks, short="Check")
 
@@ -159,10 +157,9 @@ class _Report:
                 self._figure(
                     phrases.tokens_title(located),
                     figures.token_strips(located.tokens),
-                    f"Test prompts, one of each template. The clean residual stream before block "
-                    f"{located.tokens[0].layer} is restored at one position of the corrupt run "
-                    f"at a time; the color is the "
-                    "change of the logit difference.",
+                    "Test prompts, one of each template. The clean residual stream before block "
+                    f"{located.tokens[0].layer} is restored at one position of the corrupt run at "
+                    "a time; the color is the change of the logit difference.",
                     n=len(located.tokens),
                     clusters=len(located.tokens),
                     interval="none: single prompts",
@@ -170,11 +167,9 @@ class _Report:
                 self._figure(
                     phrases.streams_title(located),
                     figures.stream_map(located),
-                    "The clean residual stream before each block is restored in the corrupt run "
-                    "at one named "
-                    "range of tokens. 0 is the corrupt run, 1 the clean one. Certified: a random "
-                    "sample of "
-                    f"cells, run naively, differs by at most "
+                    "The clean residual stream before each block is restored in the corrupt run at "
+                    "one named range of tokens. 0 is the corrupt run, 1 the clean one. Certified: "
+                    "a random sample of cells, run naively, differs by at most "
                     f"{number(float(located.streams.certificate['difference']))} logits.",
                     n=len(located.streams.base),
                     clusters=len(set(located.streams.clusters)),
@@ -184,9 +179,8 @@ class _Report:
                     phrases.heads_title(located),
                     figures.head_map(located.scores, circuit),
                     "Support of every head and MLP by attribution patching at both ends, on the "
-                    "train split. "
-                    f"Exact single ablations of all of them agree with a correlation of "
-                    f"{agreement} over parts.",
+                    "train split. Exact single ablations of all of them agree with a correlation "
+                    f"of {agreement} over parts.",
                     n=len(located.scores.values),
                     clusters=self._clusters("train"),
                     interval="means; standard errors in scores.csv",
@@ -209,9 +203,8 @@ class _Report:
         weakest = sorted(proof.minimality, key=lambda n: proof.minimality[n])
         spare = [n for n in weakest if proof.minimality[n] < 0.01]
         note = (
-            f" Dropping one part at a time from the circuit costs less than 0.01 of faithfulness "
-            f"for {len(spare)} of them, "
-            "so the circuit is not minimal."
+            " Dropping one part at a time from the circuit costs less than 0.01 of faithfulness "
+            f"for {len(spare)} of them, so the circuit is not minimal."
             if spare
             else " Each part, dropped alone, costs at least 0.01 of faithfulness."
         )
@@ -223,11 +216,10 @@ class _Report:
                     if proof.connections
                     else "The parts of the circuit by layer",
                     shown,
-                    "Discs are heads, squares MLPs, filled by support. A connection is the part "
-                    "of the later "
-                    "node's support that is lost when the earlier one alone is corrupted, by all "
-                    "ways between "
-                    "them; into the logits it is the direct contribution." + note,
+                    "Discs are heads, squares MLPs, filled by support. A connection is the part of "
+                    "the later node's support that is lost when the earlier one alone is "
+                    "corrupted, by all ways between them; into the logits it is the direct "
+                    "contribution." + note,
                     n=32,
                     clusters=None,
                     interval="means over train items",
@@ -236,10 +228,8 @@ class _Report:
                     phrases.curve_title(kept, total, asked),
                     figures.faithfulness_curve(curve, proof.nulls, kept),
                     f"Everything outside the circuit is ablated ({curve.ablation}); the ranking "
-                    f"comes from train, the "
-                    "size from validation. The gray band is what the same finder reaches in "
-                    "shuffled twins, each measured "
-                    "against its own behavior.",
+                    "comes from train, the size from validation. The gray band is what the same "
+                    "finder reaches in shuffled twins, each measured against its own behavior.",
                     n=curve.faithfulness[0].n,
                     clusters=curve.faithfulness[0].clusters,
                     baseline="twins searched the same way",
@@ -266,8 +256,7 @@ class _Report:
                     phrases.controls_title(outcomes),
                     figures.controls(verdict, proof),
                     f"On {phrases.proof_text(proof)}. Stable core over bootstrap resamples: "
-                    f"{core}. "
-                    f"Parts that take over when the circuit is ablated: {backups}.",
+                    f"{core}. Parts that take over when the circuit is ablated: {backups}.",
                     baseline="in the table",
                 ),
             ),
@@ -294,22 +283,19 @@ class _Report:
                     phrases.rule_title(reduction),
                     figures.rule_tree(reduction, names),
                     f"A decision tree over {len(reduction.features)} columns of named features, "
-                    f"fitted on train, counted on "
-                    f"test. Agreement with the model {reduction.agreement}; its commonest answer "
-                    f"{reduction.majority}; the "
-                    f"task's own rule {reduction.task_rule}; permuted features "
-                    f"{reduction.permuted}. It predicts; that the "
-                    "model computes this way is not claimed.",
+                    "fitted on train, counted on test. Agreement with the model "
+                    f"{reduction.agreement}; its commonest answer {reduction.majority}; the task's "
+                    f"own rule {reduction.task_rule}; permuted features {reduction.permuted}. It "
+                    "predicts; that the model computes this way is not claimed.",
                     baseline=f"task's own rule {number(reduction.task_rule.value)}",
                 ),
-                f"Beyond the task's own rule: the model departs from the right answer on "
-                f"{reduction.departures} test items; the "
-                f"Matthews correlation between departures that the tree predicts and those that "
-                f"happen {beyond}. Given the "
-                f"right answer, the leaves explain {percent(reduction.deviance)} of the metric's "
-                f"variance. The tree says that "
-                f"the model will fail on {reduction.predicted_failures} test items, and it does on "
-                f"{reduction.confirmed_failures} of them." + (f" {failures}." if failures else ""),
+                "Beyond the task's own rule: the model departs from the right answer on "
+                f"{reduction.departures} test items; the Matthews correlation between departures "
+                f"that the tree predicts and those that happen {beyond}. Given the right answer, "
+                f"the leaves explain {percent(reduction.deviance)} of the metric's variance. The "
+                f"tree says that the model will fail on {reduction.predicted_failures} test items, "
+                f"and it does on {reduction.confirmed_failures} of "
+                "them." + (f" {failures}." if failures else ""),
             ),
             short="Rule",
         )
@@ -325,82 +311,17 @@ class _Report:
                 self._figure(
                     phrases.operation_title(operation),
                     figures.operation_views(operation),
-                    f"The circuit's parts give their mean over train prompts. Before "
-                    f"{operation.before}, after "
-                    f"{operation.after}. Drift is the divergence from the unchanged model at the "
-                    f"end of "
-                    f"{operation.other_prompts} {operation.other}: {operation.drift} nats. After "
-                    f"the interventions were taken "
-                    f"off, the logits were "
+                    "The circuit's parts give their mean over train prompts. Before "
+                    f"{operation.before}, after {operation.after}. Drift is the divergence from "
+                    f"the unchanged model at the end of {operation.other_prompts} "
+                    f"{operation.other}: {operation.drift} nats. After the interventions were "
+                    "taken off, the logits were "
                     f"{'bit-equal' if operation.undone else 'NOT bit-equal'} to those before.",
                     baseline="random ablations matched by layer and type",
                 ),
             ),
             short="Operation",
         )
-
-    def _methods(self) -> Section:
-        return Section(
-            "Methods and definitions",
-            (
-                Details(
-                    "Definitions",
-                    terms=(
-                        (
-                            "m(N), m(0), m(C)",
-                            "the metric of the unchanged model, with every head and MLP ablated, "
-                            "and with everything outside the circuit ablated",
-                        ),
-                        (
-                            "faithfulness",
-                            "(m(C) - m(0)) / (m(N) - m(0)), a ratio of means over items",
-                        ),
-                        (
-                            "resample, mean, zero",
-                            "an ablated part gives its value in the corrupt run, its mean over "
-                            "train prompts of both kinds, or nothing",
-                        ),
-                        (
-                            "guaranteed closeness",
-                            "1 - max(|1 - low|, |1 - high|) of the interval of faithfulness: the "
-                            "worst value that the interval allows",
-                        ),
-                        ("twin", "the same model with the entries of every weight tensor shuffled"),
-                        ("cluster", "template and lexical frame; the unit of every interval"),
-                        (
-                            "support",
-                            "estimated loss of the metric when the part is patched out, averaged "
-                            "with the return when it is patched in",
-                        ),
-                    ),
-                ),
-                Details(
-                    "Settings and time",
-                    terms=tuple(
-                        (str(k), str(v))
-                        for k, v in {
-                            **self.found.config,
-                            **{f"seconds: {k}": v for k, v in (self.found.seconds or {}).items()},
-                        }.items()
-                    ),
-                ),
-            ),
-            short="Methods",
-        )
-
-    def _provenance(self) -> tuple[tuple[str, str], ...]:
-        found = self.found
-        facts = [("model", f"{found.model} ({found.shape})"), ("behavior", found.behavior)]
-        given = found.provenance
-        if given is not None:
-            facts += [
-                ("fingerprint", given.fingerprint),
-                ("versions", ", ".join(f"{k} {v}" for k, v in given.versions.items())),
-                ("seed", str(given.seed)),
-                ("threads, type, device", f"{given.threads}, {given.dtype}, {given.device}"),
-                ("made", given.created),
-            ]
-        return tuple((k, v) for k, v in facts if v)
 
 
 def _strongest(connections: Any) -> list[str]:

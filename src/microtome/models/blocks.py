@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -341,7 +342,7 @@ def _head_sizes(
 ) -> tuple[int, int, int, int]:
     if entry is not None:
         return entry.q.shape[1], entry.k.shape[1], entry.q.shape[-1], entry.z.shape[-1]
-    config = getattr(view.module, "config", None)
+    config: Any = getattr(view.module, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads = next(
         (

@@ -41,8 +41,7 @@ def discover(module: nn.Module) -> Anatomy:
     if embed is None:
         raise ModelSupportError(
             f"{type(module).__name__} has no token embedding, so it has no anatomy of a "
-            f"transformer. "
-            "Its parts can be reached as module:PATH:in and module:PATH:out."
+            "transformer. Its parts can be reached as module:PATH:in and module:PATH:out."
         )
     embed_path, table = embed
     context = context_length(module)
@@ -122,7 +121,7 @@ def probe_tokens(vocab: int, context: int | None, device: torch.device) -> torch
 
 def context_length(module: nn.Module) -> int | None:
     """Return the longest input that the configuration allows, if it says so."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
         value = getattr(text, name, None)
@@ -260,7 +259,7 @@ def position_embedding(
             continue
         table = isinstance(part, nn.Embedding) and "type" not in path
         if table and call.result.shape[-2:] == token.result.shape[-2:]:
-            return path
+            return str(path)
     return None
 
 
@@ -285,7 +284,7 @@ def find_tail(
     after = fitted_scale(logits, produced)
     if after is not None:
         return Tail(path, scale=after * scale, exact=True)
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     cap = getattr(text, "final_logit_softcapping", None)
     if cap and relative_error(cap * torch.tanh(produced / cap), logits) < tolerance(logits.dtype):

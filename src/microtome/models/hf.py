@@ -38,6 +38,7 @@ class AttentionHandler(Protocol):
         v: torch.Tensor,
         mask: torch.Tensor | None,
         kwargs: dict[str, Any],
+        /,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return z ``[batch, pos, head, d_head]`` and the attention weights, if any."""
 

@@ -97,9 +97,8 @@ def _locate(source: str | Path) -> tuple[str, str]:
     if path.is_file():
         if path.suffix in _PICKLES:
             raise UnsafeFileError(
-                f"{path} is a pickle; reading it could run foreign code, so it is refused. Give "
-                f"a folder "
-                "with config.json and safetensors."
+                f"{path} is a pickle; reading it could run foreign code, so it is refused. Give a "
+                "folder with config.json and safetensors."
             )
         raise ModelNotFoundError(
             f"{path} is a file; give the folder that holds it with its config.json."
@@ -130,8 +129,7 @@ def _check_folder(path: Path) -> None:
         if pickles:
             raise UnsafeFileError(
                 f"{path} holds its weights only as a pickle ({pickles[0]}); reading it could run "
-                f"foreign "
-                "code, so it is refused. Convert it to safetensors on a machine you trust."
+                "foreign code, so it is refused. Convert it to safetensors on a machine you trust."
             )
         raise ModelFileError(f"{path} holds no *.safetensors weights.")
     for file in weights:
@@ -147,7 +145,7 @@ def _check_safetensors(file: Path) -> None:
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(
             f"{file} is not a complete safetensors file ({error}). It may be truncated: fetch it "
-            f"again."
+            "again."
         ) from None
 
 
@@ -160,7 +158,7 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
         config = AutoConfig.from_pretrained(folder)
         names = getattr(config, "architectures", None) or []
         kind = getattr(transformers, names[0], None) if names else None
-        loader = (
+        loader: Any = (
             kind if kind is not None and hasattr(kind, "from_pretrained") else AutoModelForCausalLM
         )
         with hf.quiet():
@@ -175,8 +173,7 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
     if missing:
         raise ModelFileError(
             f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}. The files "
-            f"do not fit "
-            "the configuration."
+            "do not fit the configuration."
         )
     return module  # type: ignore[no-any-return]
 

@@ -71,7 +71,7 @@ def find_neurons(
     if gate is None and fused is None:
         reasons["mlp.gate"] = "the MLP is not gated"
     same = view.same(down.result, branch.result if branch else None)
-    into = Seam(path, "in") if received is not None else _projection_input(readers)
+    into = Seam(path, "in") if path and received is not None else _projection_input(readers)
     mlp = MLPAnatomy(
         path=path if received is not None else None,
         input=into,

@@ -161,8 +161,8 @@ def run_eager(
         result = function(module, q, k, v, additive_mask(mask, module, q, k, kwargs), **kwargs)
     if seam.count != 1:
         raise HookError(
-            f"The softmax of {type(module).__name__} ran {seam.count} times in one call; "
-            f"expected once."
+            f"The softmax of {type(module).__name__} ran {seam.count} times in one call; expected "
+            "once."
         )
     return result
 
@@ -182,12 +182,12 @@ def count_softmaxes(
 
     def enter(_module: nn.Module, _args: Any) -> None:
         modes.append(SoftmaxSeam())
-        modes[-1].__enter__()
+        modes[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(path: str) -> Any:
         def hook(_module: nn.Module, _args: Any, _output: Any) -> None:
             mode = modes.pop()
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             counts[path] += mode.count
 
         return hook

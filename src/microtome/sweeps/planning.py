@@ -175,8 +175,7 @@ def _columns(
     if len(lengths) > 1:
         raise PairError(
             f"The examples have {lengths[0]} to {lengths[-1]} tokens, so a position means "
-            f"different things "
-            "in them. Sweep over='role', or take examples of one length."
+            "different things in them. Sweep over='role', or take examples of one length."
         )
     wanted = site.pos
     return tuple(range(lengths[0])) if wanted is None else resolve_index(wanted, lengths[0], "pos")

@@ -93,9 +93,8 @@ class Plan:
         """Return the plan in words."""
         cost = self.cost()
         lines = [
-            f"{len(self.cells)} cells of {self.site} x {len(self.examples)} examples = "
-            f"{cost.runs} runs, "
-            f"{self.operation} into the {self.base} run, measured by {self.metric.name}",
+            f"{len(self.cells)} cells of {self.site} x {len(self.examples)} examples = {cost.runs} "
+            f"runs, {self.operation} into the {self.base} run, measured by {self.metric.name}",
             f"rules: {', '.join(self.rules) or 'none (one forward pass for each run)'}",
             *(f"not used: {rule}, because {why}" for rule, why in self.declined.items()),
             f"worth {cost.forwards:.1f} forward passes instead of {cost.naive_forwards:.0f}; "
@@ -182,7 +181,7 @@ class Plan:
         grid = np.full((len(self.examples), len(layers), len(self.columns)), np.nan)
         for number, cell in enumerate(self.cells):
             column = cell.unit if self.axis in ("head", "neuron") else cell.place
-            place = 0 if self.axis == "all" else self.columns.index(column)  # type: ignore[arg-type]
+            place = 0 if self.axis == "all" else self.columns.index(column)
             grid[:, layers.index(cell.layer), place] = values[:, number]
         coords = {
             "example": [e.index for e in self.examples],

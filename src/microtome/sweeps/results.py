@@ -48,13 +48,8 @@ class Sweep(Result):
     def effect(self) -> xr.DataArray:
         """Share of the way from base to source, a ratio of means over the examples."""
         span = float((self.source - self.base).mean())
-        example = self.values.dims[0]
-        base = float(self.base.mean())
-        return (
-            (self.values.mean(example) - base) / span
-            if span
-            else self.values.mean(example) * np.nan
-        )
+        means = self.values.mean("example")
+        return (means - float(self.base.mean())) / span if span else means * np.nan
 
     def interval(self, *, seed: int = 0, **cell: Any) -> Interval:
         """Return the effect of one cell with its clustered 95 % interval.
@@ -70,7 +65,7 @@ class Sweep(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each cell with its mean value and effect."""
-        means = self.values.mean(self.values.dims[0])
+        means = self.values.mean("example")
         frame = means.to_dataframe("value").reset_index()
         frame["effect"] = self.effect.to_dataframe("effect").reset_index()["effect"]
         return frame

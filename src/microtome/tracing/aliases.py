@@ -48,8 +48,8 @@ _DIFFERENT = {
 }
 
 _FINAL_DIFFERENT = {
-    "ln_final.hook_normalized": "there it excludes the norm's weight and bias; final.norm "
-    "includes them",
+    "ln_final.hook_normalized": "there it excludes the norm's weight and bias; final.norm includes "
+    "them",
     "hook_tokens": "token ids are in trace.tokens",
 }
 

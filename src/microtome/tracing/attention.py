@@ -142,13 +142,14 @@ class ModuleSoftmax:
     def enter(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
         """Pre-hook: start watching for the softmax."""
         mode = SoftmaxSeam(self._scores, self._pattern, fused_output=self._tap.eager_output)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
     def leave(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         """Forward hook (``always_call``): stop watching."""
         if self._modes:
-            self._modes.pop().__exit__(None, None, None)
+            mode = self._modes.pop()
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _scores(self, rows: torch.Tensor) -> torch.Tensor:
         return self._tap.scores(rows, rows.shape[-1])

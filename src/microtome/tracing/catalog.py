@@ -123,9 +123,8 @@ class Catalog:
     def _anatomy(self, name: str) -> Anatomy:
         if self.anatomy is None:
             raise SiteAbsentError(
-                f"{name!r}: {type(self.module).__name__} is not opened as a transformer, so it "
-                f"has only "
-                "module:PATH:in and module:PATH:out sites."
+                f"{name!r}: {type(self.module).__name__} is not opened as a transformer, so it has "
+                "only module:PATH:in and module:PATH:out sites."
             )
         return self.anatomy
 

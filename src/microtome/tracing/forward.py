@@ -16,13 +16,14 @@ from microtome.tracing.prompts import Batch
 
 
 @functools.lru_cache(maxsize=256)
-def _accepted(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+def _accepted(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def accepts(module: nn.Module, name: str) -> bool:
     """Return whether a module's forward has a parameter of this name."""
-    return name in _accepted(type(module))
+    kind: Any = type(module)
+    return name in _accepted(kind)
 
 
 def is_text_batch(module: nn.Module, anatomy: Anatomy | None) -> bool:

@@ -161,8 +161,8 @@ def at_steps(
     site = intervention.site
     if site.pos is not None or site.table is not None:
         raise ConfigError(
-            f"{intervention} selects positions already; steps={steps!r} would select them a "
-            f"second time."
+            f"{intervention} selects positions already; steps={steps!r} would select them a second "
+            "time."
         )
     placed = []
     for length in sorted(set(lengths)):
@@ -237,6 +237,5 @@ def _check_context(model: Model, batch: Batch, new: int) -> None:
     if context is not None and longest + new - 1 > context:
         raise PromptError(
             f"The prompt has {longest} tokens and {new} new ones are asked for, but the model's "
-            f"context "
-            f"is {context}. Ask for at most {max(context - longest + 1, 0)}."
+            f"context is {context}. Ask for at most {max(context - longest + 1, 0)}."
         )

@@ -90,9 +90,8 @@ def gradients(
         measured = metric(trace.logits, trace.lengths)
         if measured.ndim != 1 or measured.shape[0] != trace.tokens.shape[0]:
             raise MetricError(
-                f"The metric returned shape {tuple(measured.shape)}; expected one number for "
-                f"each of "
-                f"{trace.tokens.shape[0]} rows."
+                f"The metric returned shape {tuple(measured.shape)}; expected one number for each "
+                f"of {trace.tokens.shape[0]} rows."
             )
         return _differentiate(trace, measured)
 

@@ -93,7 +93,7 @@ class Intervention:
                 raise ShapeError(
                     f"{self}: apply needs a function, got {type(self.value).__name__}."
                 )
-            result = self.value(old)
+            result: object = self.value(old)
             if not isinstance(result, torch.Tensor):
                 raise ShapeError(
                     f"{self}: the function returned {type(result).__name__}, not a tensor."
@@ -106,7 +106,8 @@ class Intervention:
             return old * operand
         if self.operation == "project_out":
             unit = operand / operand.norm(dim=-1, keepdim=True)
-            return old - (old * unit).sum(-1, keepdim=True) * unit
+            along: torch.Tensor = (old * unit).sum(-1, keepdim=True) * unit
+            return old - along
         return operand.expand_as(old)
 
 

@@ -55,7 +55,7 @@ class HeadsJoined:
     def view(self, raw: torch.Tensor, batch: int) -> torch.Tensor:
         """Return ``[batch, pos, head, d_head]``."""
         full = raw if raw.ndim == 3 else raw.reshape(batch, -1, raw.shape[-1])
-        return full.unflatten(-1, (self.heads, -1))
+        return full.reshape(*full.shape[:-1], self.heads, -1)
 
     def back(self, value: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:
         """Return the heads joined again."""

@@ -114,7 +114,7 @@ class Model:
             prompts,
             tokenizer=self.tokenizer,
             bos=self.bos,
-            vocab=self._vocab,
+            vocab=_vocab(self.module, self.anatomy),
             context=None if self.anatomy is None else self.anatomy.context,
             device=self.device,
             left=left,
@@ -158,7 +158,7 @@ class Model:
             >>> trace["blocks.0.attn.z[head=1]"].shape[:3]
             torch.Size([1, 3, 1])
         """
-        self._require_eval()
+        _require_eval(self.module, self.name)
         instrument = Instrument(
             self.module,
             self.catalog,
@@ -203,7 +203,7 @@ class Model:
         """
         from microtome.tracing.scope import scoped
 
-        self._require_eval()
+        _require_eval(self.module, self.name)
         instrument = Instrument(self.module, self.catalog, interventions=interventions)
         with scoped(self.module, instrument):
             yield
@@ -327,22 +327,25 @@ class Model:
 
         return tail(self, stream, positions)
 
-    @property
-    def _vocab(self) -> int | None:
-        if self.anatomy is None or self.anatomy.embed_token is None:
-            return None
-        table = self.module.get_submodule(self.anatomy.embed_token)
-        return int(table.num_embeddings) if isinstance(table, nn.Embedding) else None
-
-    def _require_eval(self) -> None:
-        if self.module.training:
-            raise ConfigError(
-                f"{self.name} is in training mode, where dropout changes every pass. Call "
-                f"module.eval() first."
-            )
-
     def __repr__(self) -> str:
         if self.anatomy is None:
             return f"Model({self.name!r}, {type(self.module).__name__}, module sites only)"
         a = self.anatomy
         return f"Model({self.name!r}, {a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model})"
+
+
+def _vocab(module: nn.Module, anatomy: Anatomy | None) -> int | None:
+    """Return the number of token ids that the embedding knows."""
+    if anatomy is None or anatomy.embed_token is None:
+        return None
+    table = module.get_submodule(anatomy.embed_token)
+    return int(table.num_embeddings) if isinstance(table, nn.Embedding) else None
+
+
+def _require_eval(module: nn.Module, name: str) -> None:
+    """Refuse a module in training mode."""
+    if module.training:
+        raise ConfigError(
+            f"{name} is in training mode, where dropout changes every pass. Call "
+            "module.eval() first."
+        )

@@ -51,8 +51,8 @@ def tokenize(tokenizer: Any, text: str, *, bos: bool) -> tuple[int, ...]:
     """
     if tokenizer is None:
         raise TokenizerError(
-            "A text was given but the model has no tokenizer. Pass tokenizer=... to load, or "
-            "token ids."
+            "A text was given but the model has no tokenizer. Pass tokenizer=... to load, or token "
+            "ids."
         )
     if not text:
         raise PromptError("The prompt is empty; expected at least one token.")
@@ -98,7 +98,7 @@ def batch_of(
         if context is not None and len(row) > context:
             raise PromptError(
                 f"Prompt {number} has {len(row)} tokens, but the model's context is {context}. "
-                f"Shorten it."
+                "Shorten it."
             )
         if vocab is not None and not 0 <= min(row) <= max(row) < vocab:
             wrong = next(i for i in row if not 0 <= i < vocab)
@@ -133,8 +133,9 @@ def _rows(prompts: Prompts, tokenizer: Any, bos: bool) -> list[list[int]]:
         ) from None
     if not items:
         raise PromptError("There are no prompts; expected at least one.")
-    if all(isinstance(i, int) and not isinstance(i, bool) for i in items):
-        return [[int(i) for i in items]]  # type: ignore[arg-type]
+    numbers = [i for i in items if isinstance(i, int) and not isinstance(i, bool)]
+    if len(numbers) == len(items):
+        return [numbers]
     return [_row(item, number, tokenizer, bos) for number, item in enumerate(items)]
 
 

@@ -12,8 +12,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microtome.errors import SelectorError, SiteError, nearest
 
@@ -165,11 +164,11 @@ class Site:
             rows: Rows of the batch to change; all by default.
             source_rows: Row of the source for each changed row; the same row by default.
         """
-        return _interventions().patch(self, source, rows=rows, source_rows=source_rows)
+        return _made("patch", self, source, rows=rows, source_rows=source_rows)
 
     def zero(self, *, rows: Iterable[int] | None = None) -> Intervention:
         """Set the value to zero."""
-        return _interventions().elementwise(self, "zero", None, rows=rows)
+        return _made("elementwise", self, "zero", None, rows=rows)
 
     def mean(
         self,
@@ -185,37 +184,37 @@ class Site:
             by_position: Average each position over the rows only.
             rows: Rows of the batch to change; all by default.
         """
-        return _interventions().mean(self, over, by_position=by_position, rows=rows)
+        return _made("mean", self, over, by_position=by_position, rows=rows)
 
     def resample(
         self, source: Trace, *, seed: int = 0, rows: Iterable[int] | None = None
     ) -> Intervention:
         """Replace the value by that of randomly drawn other rows of a trace."""
-        return _interventions().resample(self, source, seed=seed, rows=rows)
+        return _made("resample", self, source, seed=seed, rows=rows)
 
     def add(
         self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None
     ) -> Intervention:
         """Add a value that broadcasts to the selected part of the site."""
-        return _interventions().elementwise(self, "add", value, rows=rows)
+        return _made("elementwise", self, "add", value, rows=rows)
 
     def scale(
         self, factor: torch.Tensor | float, *, rows: Iterable[int] | None = None
     ) -> Intervention:
         """Multiply by a factor that broadcasts to the selected part of the site."""
-        return _interventions().elementwise(self, "scale", factor, rows=rows)
+        return _made("elementwise", self, "scale", factor, rows=rows)
 
     def project_out(
         self, direction: torch.Tensor, *, rows: Iterable[int] | None = None
     ) -> Intervention:
         """Remove the component along a direction of the last axis."""
-        return _interventions().elementwise(self, "project_out", direction, rows=rows)
+        return _made("elementwise", self, "project_out", direction, rows=rows)
 
     def set(
         self, value: torch.Tensor | float, *, rows: Iterable[int] | None = None
     ) -> Intervention:
         """Set the value to one that broadcasts to the selected part of the site."""
-        return _interventions().elementwise(self, "set", value, rows=rows)
+        return _made("elementwise", self, "set", value, rows=rows)
 
     def apply(
         self,
@@ -224,12 +223,14 @@ class Site:
         rows: Iterable[int] | None = None,
     ) -> Intervention:
         """Pass the selected value through a Python function that keeps its shape."""
-        return _interventions().elementwise(self, "apply", function, rows=rows)
+        return _made("elementwise", self, "apply", function, rows=rows)
 
 
-def _interventions() -> ModuleType:
-    """Return the module that builds interventions; it needs torch and imports this one."""
-    return importlib.import_module("microtome.tracing.interventions")
+def _made(kind: str, *arguments: Any, **options: Any) -> Intervention:
+    """Return an intervention; the module that builds them needs torch and imports this one."""
+    module = importlib.import_module("microtome.tracing.interventions")
+    intervention: Intervention = getattr(module, kind)(*arguments, **options)
+    return intervention
 
 
 def at(
@@ -354,9 +355,9 @@ def as_index(value: int | Sequence[int] | slice | Index, what: str) -> Index:
     return items
 
 
-def _split_selectors(text: str) -> tuple[str, dict[str, Index]]:
+def _split_selectors(text: str) -> tuple[str, dict[str, Any]]:
     bare, _, rest = text.partition("[")
-    selectors: dict[str, Index] = {}
+    selectors: dict[str, Any] = {}
     if not rest:
         return bare, selectors
     if not re.fullmatch(r"(\[[^\[\]]*\])+", "[" + rest):

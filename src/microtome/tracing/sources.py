@@ -83,8 +83,7 @@ def _align(
             return _corner(stored[rows], value, intervention)
         raise ShapeError(
             f"{intervention}: scores and pattern of another trace cannot be patched into a call "
-            f"with "
-            "left padding or a cache; use use_cache=False and rows of one length."
+            "with left padding or a cache; use use_cache=False and rows of one length."
         )
     return _by_position(stored, rows, value, positions, intervention)
 
@@ -98,8 +97,8 @@ def _source_rows(intervention: Intervention, stored: int, batch: int) -> list[in
             return [0] * batch
         if stored < batch and intervention.rows is None or max(changed) >= stored:
             raise SelectorError(
-                f"{intervention}: the source has {stored} rows and the batch {batch}; "
-                "say which row goes where with rows= and source_rows=."
+                f"{intervention}: the source has {stored} rows and the batch {batch}; say which "
+                "row goes where with rows= and source_rows=."
             )
         return [row % stored for row in range(batch)]
     if len(origin) != len(changed):
@@ -126,9 +125,9 @@ def _check_lengths(
         here, there = positions.lengths[row], int(trace.lengths[rows[row]])
         if here != there:
             raise PairError(
-                f"{intervention}: row {row} has {here} tokens but its source has {there}. "
-                f"Patching all "
-                "positions would compare different tokens; give pos= or prompts of equal length."
+                f"{intervention}: row {row} has {here} tokens but its source has {there}. Patching "
+                "all positions would compare different tokens; give pos= or prompts of equal "
+                "length."
             )
 
 

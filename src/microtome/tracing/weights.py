@@ -91,7 +91,8 @@ class Weights:
             raise SiteAbsentError(f"W_O of block {layer}: the output projection was not found.")
         self._check(head, attention.n_heads, "head")
         weight = hf.projection_weight(self.module.get_submodule(attention.out_proj))
-        return weight.unflatten(0, (attention.n_heads, -1))[head] * attention.scale
+        by_head = weight.reshape(attention.n_heads, -1, *weight.shape[1:])
+        return by_head[head] * attention.scale
 
     def OV(self, layer: int, head: int) -> torch.Tensor:
         """What a head writes for what it reads, ``W_V @ W_O`` ``[d_model, d_model]``."""

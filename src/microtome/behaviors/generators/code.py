@@ -47,8 +47,7 @@ def quote_closing(n: int = 200, *, seed: int = 0) -> Behavior:
         "quote-closing",
         title="Closing a string with the right quote",
         description="After an open Python string, predict the quote that opened it. The task's "
-        "rule: the "
-        "closing quote equals the last opening quote.",
+        "rule: the closing quote equals the last opening quote.",
         train=train,
         test=test,
         lists=_LISTS,
@@ -116,9 +115,8 @@ def bracket_closing(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "bracket-closing",
         title="Closing the innermost bracket",
-        description="With two kinds of bracket open, predict the closer of the innermost one. "
-        "The task's "
-        "rule: the closer belongs to the last bracket that is still open.",
+        description="With two kinds of bracket open, predict the closer of the innermost one. The "
+        "task's rule: the closer belongs to the last bracket that is still open.",
         train=train,
         test=test,
         lists=_LISTS,
@@ -128,7 +126,7 @@ def bracket_closing(n: int = 200, *, seed: int = 0) -> Behavior:
 
 
 def _bracketed(w: Words, shape: str, *, depth: int = 2, assigned: bool = True) -> Draft:
-    inner, outer = w.pick("([", "[(")
+    inner, outer = tuple(w.pick("([", "[("))
     a, b, c, d = w.some("name", 4)
     words = {"a": a, "b": b, "c": c, "d": d, "f": w.one("function")}
     start = f"{w.one('name')} = " if assigned else ""
@@ -174,9 +172,8 @@ def self_assignment(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "self-assignment",
         title="Storing the parameter of the same name",
-        description="After `self.x =` in a method, predict x, one of the method's parameters. "
-        "The task's "
-        "rule: the value has the name of the attribute.",
+        description="After `self.x =` in a method, predict x, one of the method's parameters. The "
+        "task's rule: the value has the name of the attribute.",
         train=train,
         test=test,
         lists=_LISTS,
@@ -243,9 +240,8 @@ def default_or_close(n: int = 200, *, seed: int = 0) -> Behavior:
         "default-or-close",
         title="A default, or the end of the signature",
         description="After a parameter's name, predict `=` where an earlier parameter of the "
-        "signature has "
-        "a default, and `)` or `,` where none has. The task's rule: no parameter without a "
-        "default follows one with.",
+        "signature has a default, and `)` or `,` where none has. The task's rule: no parameter "
+        "without a default follows one with.",
         train=train,
         test=test,
         lists=_LISTS,

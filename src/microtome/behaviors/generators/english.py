@@ -59,9 +59,8 @@ def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "indirect-object",
         title="Naming the one who receives",
-        description="Two people are named, one of them again as the giver; predict the other. "
-        "The task's "
-        "rule: the name that occurred once.",
+        description="Two people are named, one of them again as the giver; predict the other. The "
+        "task's rule: the name that occurred once.",
         train=train,
         test=test,
         lists={"name": unique(NAMES), "place": PLACES, "gift": GIFTS},
@@ -131,8 +130,7 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
         "gendered-pronoun",
         title="He or she",
         description="After a sentence about a person, predict He or She. The task's rule: the "
-        "pronoun has "
-        "the gender of the noun or name.",
+        "pronoun has the gender of the noun or name.",
         train=train,
         test=test,
         lists={"girl": GIRLS, "boy": BOYS},
@@ -188,8 +186,7 @@ def subject_verb_agreement(n: int = 200, *, seed: int = 0) -> Behavior:
         "subject-verb-agreement",
         title="Agreeing with the subject",
         description="After a subject and zero to two nouns behind it, predict was or were. The "
-        "task's rule: "
-        "the verb has the subject's number.",
+        "task's rule: the verb has the subject's number.",
         train=train,
         test=test,
         lists={"noun": SINGULARS, "attractor": ATTRACTORS},
@@ -256,9 +253,8 @@ def induction(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "induction",
         title="Continuing a repeated sequence",
-        description="A sequence of words begins again; predict the word that followed the last "
-        "one before. "
-        "The task's rule: copy what came after the earlier occurrence.",
+        description="A sequence of words begins again; predict the word that followed the last one "
+        "before. The task's rule: copy what came after the earlier occurrence.",
         train=train,
         test=test,
         lists={"word": unique(COMMON)},
@@ -329,9 +325,8 @@ def entity_tracking(n: int = 200, *, seed: int = 0) -> Behavior:
     return generate(
         "entity-tracking",
         title="Where a thing is",
-        description="Two things are put in two places; predict the place of the one asked for. "
-        "The task's "
-        "rule: the place named with that thing.",
+        description="Two things are put in two places; predict the place of the one asked for. The "
+        "task's rule: the place named with that thing.",
         train=train,
         test=test,
         lists={"thing": OBJECTS, "place": BOXES},
