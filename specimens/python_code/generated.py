@@ -1,6 +1,6 @@
 """Generated code that exercises quotes, brackets, signatures, assignments and repetition.
 
-Every snippet parses. Names come from the identifiers of the training files, so that surface forms vary
+Every snippet parses, but for repeated names one a line, which stand for plain text. Names come from the identifiers of the training files, so that surface forms vary
 as widely as in real code.
 """
 

@@ -1,0 +1,1 @@
+"""Benchmarks: run by one command, never asserted in a test."""
