@@ -43,7 +43,12 @@ class BlockView:
         return self.module.get_submodule(path)
 
     def is_norm(self, path: str) -> bool:
-        """Return whether the module at a path is a normalization, by class or attribute name."""
+        """Return whether the module at a path is a normalization, by class or attribute name.
+
+        A module that holds a projection is none, whatever its name says.
+        """
+        if any(hf.is_projection(part) for part in self.part(path).modules()):
+            return False
         name = path.rsplit(".", 1)[-1].lower()
         return "norm" in type(self.part(path)).__name__.lower() or "norm" in name
 

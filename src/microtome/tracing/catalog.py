@@ -18,6 +18,7 @@ READ_ONLY = frozenset(
         "mlp.post_norm.scale",
         "final.norm.scale",
         "attn.sink",
+        "mlp.router",
     }
 )
 """Sites that are computed beside the model, or dropped by it, and cannot be written."""
@@ -85,11 +86,10 @@ class Catalog:
         if reason:
             return SiteInfo(full, axes, False, False, reason)
         if name in READ_ONLY:
-            why = (
-                "dropped behind the softmax"
-                if name == "attn.sink"
-                else "computed from the norm's input"
-            )
+            why = {
+                "attn.sink": "dropped behind the softmax",
+                "mlp.router": "what the router returns first; the choice of experts is made beside it",
+            }.get(name, "computed from the norm's input")
             return SiteInfo(full, axes, True, False, f"{why}; read only")
         if name in WRITE_ONLY:
             return SiteInfo(full, axes, False, True, "a port: write only")

@@ -35,6 +35,7 @@ def check_identities(
     checks = _Checks(model, tokens, logits_of(plain), whole)
     return (
         checks.bit_equal(),
+        checks.over_blocks("streams are as wide as the model", width_error, "no stream is seen"),
         checks.over_blocks(
             "resid_mid = resid_pre + attn.out", _mid_error, "no stream between them"
         ),
@@ -159,6 +160,14 @@ class _Checks:
             )
         error = padding_error(self.model, policy)
         return self._result(name, error, 10 * self.bound, f"position ids: {policy}")
+
+
+def width_error(model: Model, trace: Trace, block: BlockAnatomy, layer: int) -> float | None:
+    """Return 1 where a residual stream is not as wide as the model, else 0."""
+    width = 0 if model.anatomy is None else model.anatomy.d_model
+    keys = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out")
+    found = [v for key in keys if (v := _added(trace, layer, key)) is not None]
+    return float(any(v.shape[-1] != width for v in found)) if found else None
 
 
 def _added(trace: Trace, layer: int, key: str) -> torch.Tensor | None:
