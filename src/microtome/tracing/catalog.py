@@ -88,7 +88,8 @@ class Catalog:
         if name in READ_ONLY:
             why = {
                 "attn.sink": "dropped behind the softmax",
-                "mlp.router": "what the router returns first; the choice of experts is made beside it",
+                "mlp.router": "what the router returns first; the choice of experts is made "
+                "beside it",
             }.get(name, "computed from the norm's input")
             return SiteInfo(full, axes, True, False, f"{why}; read only")
         if name in WRITE_ONLY:
