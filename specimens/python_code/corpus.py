@@ -18,7 +18,9 @@ Split = Literal["train", "validation", "test"]
 LONGEST_FILE = 80_000
 """Characters after which a file is left out: tables and generated parsers."""
 
-LEFT_OUT = frozenset({"test", "site-packages", "__pycache__", "pydoc_data", "lib2to3", "idlelib", "turtledemo"})
+LEFT_OUT = frozenset(
+    {"test", "site-packages", "__pycache__", "pydoc_data", "lib2to3", "idlelib", "turtledemo"}
+)
 """Folders that are not read: tests, data and programs in another style."""
 
 

@@ -31,7 +31,9 @@ class NGram:
 
     def __init__(self, tokens: np.ndarray, vocab: int) -> None:
         self._vocab = vocab
-        self._counts: list[dict[tuple[int, ...], Counter[int]]] = [defaultdict(Counter) for _ in range(LONGEST)]
+        self._counts: list[dict[tuple[int, ...], Counter[int]]] = [
+            defaultdict(Counter) for _ in range(LONGEST)
+        ]
         rows = [int(t) for t in tokens]
         for size in range(LONGEST):
             for i in range(size, len(rows)):
@@ -57,7 +59,9 @@ class NGram:
         return 0
 
 
-def natural_code(model: Model, files: list[SourceFile], *, seed: int = 0, windows: int = 60) -> dict[str, Any]:
+def natural_code(
+    model: Model, files: list[SourceFile], *, seed: int = 0, windows: int = 60
+) -> dict[str, Any]:
     """Compare the network with an n-gram on windows of held-out files.
 
     Returns:
@@ -65,12 +69,16 @@ def natural_code(model: Model, files: list[SourceFile], *, seed: int = 0, window
     """
     text = {s: [f.text for f in files if f.split == s] for s in ("train", "test")}
     encode = model.tokenizer.backend_tokenizer.encode
-    train = np.concatenate([np.array(encode(t, add_special_tokens=False).ids) for t in text["train"]])
+    train = np.concatenate(
+        [np.array(encode(t, add_special_tokens=False).ids) for t in text["train"]]
+    )
     gram = NGram(train, model.anatomy.vocab if model.anatomy else 0)
     random = np.random.default_rng([seed, 9])
     rows = []
     while len(rows) < windows:
-        ids = encode(text["test"][int(random.integers(len(text["test"])))], add_special_tokens=False).ids
+        ids = encode(
+            text["test"][int(random.integers(len(text["test"])))], add_special_tokens=False
+        ).ids
         if len(ids) > 130:
             start = int(random.integers(len(ids) - 129))
             rows.append(ids[start : start + 129])

@@ -41,7 +41,9 @@ def export(run: Path, out: Path) -> Path:
     if size >= LARGEST:
         raise ValueError(f"The weights have {size} bytes; at most {LARGEST} may ship.")
     torch.set_num_threads(2)
-    card = card_of(facts, measured(load(out), files), size, sum(p.numel() for p in network.parameters()))
+    card = card_of(
+        facts, measured(load(out), files), size, sum(p.numel() for p in network.parameters())
+    )
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     (out / "README.md").write_text(readme(card), encoding="utf-8")
     return out
@@ -58,8 +60,9 @@ def check_library(facts: dict[str, Any]) -> list[SourceFile]:
     other = [f.path for f in files if known.get(f.path) != f.sha256]
     if other or len(files) != len(known):
         raise ValueError(
-            f"The standard library of Python {python_version()} differs from that of {facts['python']} "
-            f"in {len(other)} files, for example {other[:1]}. Use that version of Python."
+            f"The standard library of Python {python_version()} differs from that of "
+            f"{facts['python']} in {len(other)} files, for example {other[:1]}. Use that version "
+            "of Python."
         )
     return files
 
@@ -79,7 +82,8 @@ def card_of(
         "curve": facts["curve"],
         "measured": figures,
         "mechanism": "not known beforehand; microtome dissect finds one for quote-closing",
-        "data": "source files of the standard library (PSF licence; not shipped) and generated code",
+        "data": "source files of the standard library (PSF licence; not shipped) and generated "
+        "code",
         "files": facts["files"],
     }
 
@@ -90,7 +94,12 @@ def readme(card: dict[str, Any]) -> str:
     for name, found in card["measured"]["behaviors"].items():
         a, natural = found["accuracy"], found.get("natural")
         shown = f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"
-        cut = f"{natural['value']:.3f} [{natural['low']:.3f}, {natural['high']:.3f}] (n {natural['n']})" if natural else "-"
+        cut = (
+            f"{natural['value']:.3f} [{natural['low']:.3f}, {natural['high']:.3f}] (n "
+            f"{natural['n']})"
+            if natural
+            else "-"
+        )
         best = max(found["baselines"].values())
         rows.append(f"| {name} | {shown} | {best:.3f} | {cut} |")
     code = card["measured"]["natural code"]
@@ -99,23 +108,32 @@ def readme(card: dict[str, Any]) -> str:
         [
             "# python-code",
             "",
-            f"{card['title']}: {card['parameters']:,} parameters, float16, {card['bytes']:,} bytes; computed with in",
-            "float32. A standard `GPT2LMHeadModel`: 4 blocks, 8 heads, width 176, context 256, 2,048 byte-level BPE",
+            f"{card['title']}: {card['parameters']:,} parameters, float16, {card['bytes']:,} "
+            "bytes; computed with in",
+            "float32. A standard `GPT2LMHeadModel`: 4 blocks, 8 heads, width 176, context 256, "
+            "2,048 byte-level BPE",
             "tokens in which every quote, bracket and other mark is a token of its own.",
             "",
-            "Trained by the seeded, resumable recipe in `specimens/python_code` on the files of the standard library of",
-            f"Python {card['python']} (split by package; hashes in `card.json`) and on generated code:",
-            f"{card['settings']['steps']} + {card['settings']['finish']} steps, {last['seconds'] / 60:.0f} minutes on two",
+            "Trained by the seeded, resumable recipe in `specimens/python_code` on the files of "
+            "the standard library of",
+            f"Python {card['python']} (split by package; hashes in `card.json`) and on generated "
+            "code:",
+            f"{card['settings']['steps']} + {card['settings']['finish']} steps, "
+            f"{last['seconds'] / 60:.0f} minutes on two",
             f"CPU cores, last validation loss {last['validation']:.3f} nats per token.",
             "",
-            "| behavior | accuracy on held-out templates | best simple baseline | natural held-out code |",
+            "| behavior | accuracy on held-out templates | best simple baseline | natural held-out "
+            "code |",
             "|---|---|---|---|",
             *rows,
             "",
-            f"On {code['tokens']:,} tokens of held-out files: loss {code['model loss']} nats against {code['n-gram loss']} of an",
-            f"interpolated 5-gram; next token right in {code['model next token']:.1%} against {code['n-gram next token']:.1%}.",
+            f"On {code['tokens']:,} tokens of held-out files: loss {code['model loss']} nats "
+            f"against {code['n-gram loss']} of an",
+            f"interpolated 5-gram; next token right in {code['model next token']:.1%} against "
+            f"{code['n-gram next token']:.1%}.",
             "",
-            "Intervals are 95 % cluster bootstraps. Made by `python -m specimens.python_code.export`.",
+            "Intervals are 95 % cluster bootstraps. Made by `python -m "
+            "specimens.python_code.export`.",
             "",
         ]
     )

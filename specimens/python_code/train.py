@@ -1,7 +1,7 @@
 """Train the Python-code specimen: ``python -m specimens.python_code.train --out DIR``.
 
-Seeded and resumable: the same seed, threads and machine give the same weights, also when the run was
-killed in between. The batch of a step depends on the seed and the number of the step alone.
+Seeded and resumable: the same seed, threads and machine give the same weights, also when the run
+was killed in between. The batch of a step depends on the seed and the number of the step alone.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ def validation_loss(recipe: Recipe, model: GPT2LMHeadModel, streams: Streams) ->
     """Return the loss in nats per token on the first windows of the validation files."""
     size = recipe.context + 1
     count = min(len(streams.validation) // size, 64)
-    windows = torch.from_numpy(streams.validation[: count * size].reshape(count, size).astype(np.int64))
+    windows = torch.from_numpy(
+        streams.validation[: count * size].reshape(count, size).astype(np.int64)
+    )
     return float(np.mean([loss_of(model, part).item() for part in windows.split(16)]))
 
 
@@ -181,7 +183,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def train(recipe: Recipe, out: Path, *, every: int = 100, files: list[SourceFile] | None = None) -> Path:
+def train(
+    recipe: Recipe, out: Path, *, every: int = 100, files: list[SourceFile] | None = None
+) -> Path:
     """Train, or go on where a checkpoint in ``out`` stopped.
 
     Args:
@@ -211,7 +215,9 @@ def train(recipe: Recipe, out: Path, *, every: int = 100, files: list[SourceFile
         if (step + 1) % every == 0 or step + 1 == last:
             held = validation_loss(recipe, model, streams)
             seconds = time.monotonic() - began
-            curve.append({"step": step + 1, "train": loss, "validation": held, "seconds": round(seconds, 1)})
+            curve.append(
+                {"step": step + 1, "train": loss, "validation": held, "seconds": round(seconds, 1)}
+            )
             print(json.dumps(curve[-1]), flush=True)
             state = {"recipe": asdict(recipe), "step": step + 1, "model": model.state_dict()}
             state["optimizers"] = [g.state_dict() for g in groups]
@@ -266,7 +272,9 @@ def _resume(
         return 0, 0.0
     state = torch.load(path, weights_only=True)
     if state["recipe"] != asdict(recipe):
-        raise ValueError(f"{path} belongs to another recipe: {state['recipe']}. Use another folder.")
+        raise ValueError(
+            f"{path} belongs to another recipe: {state['recipe']}. Use another folder."
+        )
     model.load_state_dict(state["model"])
     for group, saved in zip(groups, state["optimizers"], strict=True):
         group.load_state_dict(saved)

@@ -3,8 +3,7 @@
     MicrotomeError                 MT000
     ├── UsageError                 MT001   an option or argument is wrong
     │   ├── UnknownNameError       MT002   no such behavior, method, metric, family ...
-    │   ├── ConfigError            MT003   a setting has a bad value
-    │   └── MissingExtraError      MT004   an optional dependency is not installed
+    │   └── ConfigError            MT003   a setting has a bad value
     ├── ModelError                 MT010   a model could not be opened
     │   ├── ModelNotFoundError     MT011
     │   ├── ModelFileError         MT012   corrupt, truncated or incomplete weights
@@ -23,8 +22,6 @@
     │   ├── PairError              MT042   a clean/corrupt pair that cannot be compared
     │   └── MetricError            MT043   a metric that cannot be computed here
     ├── SweepError                 MT050   a plan that cannot be run
-    │   └── CertificationError     MT051   a fast path did not equal the slow one
-    ├── NothingToExplainError      MT060   the model does not show the behavior
     └── StoreError                 MT070   reading or writing results
         ├── FormatError            MT071   an unknown, truncated or newer file
         └── OutputError            MT072   a folder that cannot be written, a full disk
@@ -77,14 +74,6 @@ class ConfigError(UsageError):
     code = "MT003"
     meaning = "A setting has a value outside the range it allows."
     remedy = "Set it to a value in the range that the message states."
-
-
-class MissingExtraError(UsageError, ImportError):
-    """An optional dependency is not installed."""
-
-    code = "MT004"
-    meaning = "This feature needs an optional dependency that is not installed."
-    remedy = "Install the extra that the message names, for example microtome[plot]."
 
 
 class ModelError(MicrotomeError):
@@ -229,23 +218,6 @@ class SweepError(MicrotomeError):
     code = "MT050"
     meaning = "A sweep cannot be planned or run as asked."
     remedy = "Change the sites, the rules or the memory budget as the message says."
-
-
-class CertificationError(SweepError):
-    """A fast path did not equal the slow one within tolerance."""
-
-    code = "MT051"
-    meaning = "A fast path gave other numbers than the slow reference."
-    remedy = "Run the sweep with rules=() and report the model's configuration."
-
-
-class NothingToExplainError(MicrotomeError):
-    """The model does not show the behavior, so there is nothing to explain."""
-
-    code = "MT060"
-    exit_code = 1
-    meaning = "The model does not show the behavior better than chance and simple baselines."
-    remedy = "Choose another model or behavior; the report shows the scores."
 
 
 class StoreError(MicrotomeError):

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from specimens.python_code import train as recipe
+from specimens.python_code.corpus import SourceFile, split_of, standard_library
+from specimens.python_code.generated import Writer, identifiers
+from specimens.python_code.vocabulary import train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from microtome.behaviors import get
 from microtome.models.specimens import specimen_card, specimen_folder
 from microtome.tracing.opening import load
-from specimens.python_code import train as recipe
-from specimens.python_code.corpus import SourceFile, split_of, standard_library
-from specimens.python_code.generated import Writer, identifiers
-from specimens.python_code.vocabulary import train_tokenizer
 
 NAMES = [f"name_{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
 
@@ -52,10 +52,21 @@ def test_packages_are_in_one_split() -> None:
 
 def test_training_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "def f(value, size=None):\n    return value\n" * 60
-    files = [SourceFile(f"p{i}.py", s, "0", text) for i, s in enumerate(("train", "train", "validation"))]  # type: ignore[arg-type]
+    files = [
+        SourceFile(f"p{i}.py", s, "0", text) for i, s in enumerate(("train", "train", "validation"))
+    ]  # type: ignore[arg-type]
     monkeypatch.setattr(recipe, "identifiers", lambda texts: NAMES)
     small = recipe.Recipe(
-        steps=4, finish=2, batch=2, context=16, layers=1, width=16, heads=2, vocab=300, snippets=80, threads=1
+        steps=4,
+        finish=2,
+        batch=2,
+        context=16,
+        layers=1,
+        width=16,
+        heads=2,
+        vocab=300,
+        snippets=80,
+        threads=1,
     )
     whole = recipe.train(small, tmp_path / "whole", every=2, files=files)
     honest, calls = recipe._step, []

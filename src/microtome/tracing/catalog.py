@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from microtome.errors import ModelSupportError, SiteAbsentError, SiteError, nearest
+from microtome.errors import ModelSupportError, SiteAbsentError, SiteError, SiteWriteError, nearest
 from microtome.models.anatomy import Anatomy, BlockAnatomy
 from microtome.tracing.sites import BLOCK_SITES, MODEL_SITES, Site
 
@@ -88,7 +88,8 @@ class Catalog:
         if name in READ_ONLY:
             why = {
                 "attn.sink": "dropped behind the softmax",
-                "mlp.router": "what the router returns first; the choice of experts is made beside it",
+                "mlp.router": "what the router returns first; the choice of experts is made "
+                "beside it",
             }.get(name, "computed from the norm's input")
             return SiteInfo(full, axes, True, False, f"{why}; read only")
         if name in WRITE_ONLY:
@@ -104,6 +105,7 @@ class Catalog:
 
         Raises:
             SiteAbsentError: If the model does not have it; the message says why.
+            SiteWriteError: If it can be read but not written.
             SiteError: If a ``module:`` path does not exist.
         """
         if site.name.startswith("module:"):
@@ -135,7 +137,8 @@ class Catalog:
         near = (
             "" if info.reason else nearest(info.name, [s.name for s in self.sites() if s.present])
         )
-        raise SiteAbsentError(f"{info.name} cannot be {what}: {info.reason}{near}.")
+        error = SiteWriteError if write and info.readable else SiteAbsentError
+        raise error(f"{info.name} cannot be {what}: {info.reason}{near}.")
 
     def _check_path(self, site: Site) -> None:
         path = site.name.split(":")[1]
