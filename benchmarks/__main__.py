@@ -1,4 +1,4 @@
-"""``python -m benchmarks [overhead] [sweeps] [twins]``: print the tables, all of them by default."""
+"""``python -m benchmarks [overhead] [sweeps] [twins]``: print tables, all by default."""
 
 from __future__ import annotations
 

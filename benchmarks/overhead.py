@@ -1,4 +1,4 @@
-"""What tracing costs: paired runs of microtome and of the bare model, or of hooks written by hand."""
+"""What tracing costs: paired runs against the bare model, or hooks written by hand."""
 
 from __future__ import annotations
 
@@ -75,5 +75,7 @@ def table() -> str:
         f"median of {PAIRS} pairs, load {os.getloadavg()[0]:.1f}",
         f"{'':34s}{'seconds':>9s}{'reference':>11s}{'ratio':>8s}",
     ]
-    lines += [f"{name:34s}{a:9.3f}{b:11.3f}{ratio:8.3f}  {what}" for name, a, b, ratio, what in rows]
+    lines += [
+        f"{name:34s}{a:9.3f}{b:11.3f}{ratio:8.3f}  {what}" for name, a, b, ratio, what in rows
+    ]
     return "\n".join(lines) + "\n"

@@ -32,7 +32,7 @@ def table() -> str:
     model = load(gpt2_small())
     examples = prompts()
     lines = [
-        f"Sweeps, GPT-2-small shape, random weights, one pair of 32 tokens, {THREADS} threads, float32, "
+        f"Sweeps, GPT-2-small shape, random weights, one pair of 32 tokens, {THREADS} threads, "
         f"load {os.getloadavg()[0]:.1f}",
         f"{'':28s}{'cells':>7s}{'seconds':>9s}{'naive':>9s}{'speed-up':>10s}  difference",
     ]

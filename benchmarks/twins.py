@@ -42,7 +42,7 @@ def table() -> str:
             reached.append(f"twin {number}: {verdict.grade} with {len(circuit.nodes)} nodes")
     gate = get("quote-closing", n=200).shuffle(0).check(model)
     lines = [
-        f"False claims: {COUNT} twins of python-code, gate off, behaviors {', '.join(BEHAVIORS)} (60 items each)",
+        f"False claims: {COUNT} twins, gate off, {', '.join(BEHAVIORS)} (60 items each)",
         f"  passed sufficiency and went to the nulls: {sufficient}",
         f"  reached a grade: {len(reached)} ({len(reached) / COUNT:.1%}) {'; '.join(reached)}",
         f"  shuffled answers end at the gate: {not gate.passed} (accuracy {gate.accuracy})",

@@ -1,1 +1,1 @@
-"""The Python-code specimen: a small GPT-2 trained on Python's standard library and generated code."""
+"""The Python-code specimen: a small GPT-2 trained on the standard library and made-up code."""

@@ -1,7 +1,7 @@
 """Generated code that exercises quotes, brackets, signatures, assignments and repetition.
 
-Every snippet parses, but for repeated names one a line, which stand for plain text. Names come from the identifiers of the training files, so that surface forms vary
-as widely as in real code.
+Every snippet parses, but for repeated names one a line, which stand for plain text. Names come from
+the identifiers of the training files, so that surface forms vary as widely as in real code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def identifiers(texts: Iterable[str], most: int = 1200) -> list[str]:
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        counts.update({name for node in ast.walk(tree) for name in _named(node) if _USABLE.fullmatch(name)})
+        counts.update(
+            {name for node in ast.walk(tree) for name in _named(node) if _USABLE.fullmatch(name)}
+        )
     ordered = sorted(counts, key=lambda name: (-counts[name], name))
     return [n for n in ordered if n != "self" and not keyword.iskeyword(n)][:most]
 
@@ -47,11 +49,13 @@ class Writer:
     Args:
         rng: Source of chance.
         names: Identifiers to use.
-        balanced: Write as many signatures without a default as with one, and more repetition; without
-            it three signatures in four have a default, and the network expects one everywhere.
+        balanced: Write as many signatures without a default as with one, and more repetition;
+            without it three signatures in four have a default, and the network expects one everywhere.
     """
 
-    def __init__(self, rng: np.random.Generator, names: list[str], *, balanced: bool = False) -> None:
+    def __init__(
+        self, rng: np.random.Generator, names: list[str], *, balanced: bool = False
+    ) -> None:
         self._rng = rng
         self._names = names
         self._balanced = balanced
@@ -66,7 +70,9 @@ class Writer:
             self.calls,
             self.repetition,
         )
-        weights = (0.15, 0.3, 0.15, 0.1, 0.1, 0.2) if self._balanced else (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
+        weights = (
+            (0.15, 0.3, 0.15, 0.1, 0.1, 0.2) if self._balanced else (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
+        )
         return kinds[int(self._rng.choice(len(kinds), p=weights))]()
 
     def _name(self) -> str:
@@ -110,7 +116,9 @@ class Writer:
         """Return an expression with nested brackets."""
         roll = self._rng.random()
         if depth > 2 or roll < 0.35:
-            return self._pick(self._name(), str(self._rng.integers(100)), self.string(), "None", "True")
+            return self._pick(
+                self._name(), str(self._rng.integers(100)), self.string(), "None", "True"
+            )
         if roll < 0.55:
             return f"{self._name()}({self._items(depth)})"
         if roll < 0.7:
@@ -135,7 +143,11 @@ class Writer:
             if number < start:
                 parts.append(name)
             else:
-                default = "None" if self._rng.random() < 0.75 else self._pick("0", "False", "True", self.string(), "()")
+                default = (
+                    "None"
+                    if self._rng.random() < 0.75
+                    else self._pick("0", "False", "True", self.string(), "()")
+                )
                 parts.append(f"{name}={default}")
         return ", ".join(parts), names
 
@@ -149,11 +161,19 @@ class Writer:
         lines.append(f"    def __init__({listing}):")
         if self._rng.random() < 0.2:
             lines.append("        super().__init__()")
-        order = list(self._rng.permutation(len(names))) if self._rng.random() < 0.4 else range(len(names))
+        order = (
+            list(self._rng.permutation(len(names)))
+            if self._rng.random() < 0.4
+            else range(len(names))
+        )
         mark = "_" if self._rng.random() < 0.15 else ""
         lines += [f"        self.{mark}{names[int(i)]} = {names[int(i)]}" for i in order]
         for _ in range(int(self._rng.integers(0, 3))):
-            lines += ["", f"    def {self._name()}(self):", f"        return self.{mark}{self._pick(*names)}"]
+            lines += [
+                "",
+                f"    def {self._name()}(self):",
+                f"        return self.{mark}{self._pick(*names)}",
+            ]
         return "\n".join(lines) + "\n"
 
     def functions(self) -> str:
@@ -238,5 +258,7 @@ class Writer:
             f"{self._name()}({joined})\n{self._name()}({joined})\n",
             f"# {plain}\n# {plain}\n",
             f"# {plain} {plain} {plain}\n",
-            f"from {self._name()} import {joined}\n\n__all__ = [" + ", ".join(f"'{n}'" for n in names) + "]\n",
+            f"from {self._name()} import {joined}\n\n__all__ = ["
+            + ", ".join(f"'{n}'" for n in names)
+            + "]\n",
         )

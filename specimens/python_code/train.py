@@ -135,7 +135,7 @@ def _window(rng: np.random.Generator, stream: np.ndarray, context: int) -> np.nd
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """Return the factor on the learning rates: warm-up, constant, linear to zero; then a quarter again."""
+    """Return the factor on the learning rates: warm-up, constant, then linear to zero, twice."""
     if step >= recipe.steps:
         return 0.25 * (recipe.steps + recipe.finish - step) / max(recipe.finish, 1)
     falling = recipe.steps * (1 - recipe.decay)

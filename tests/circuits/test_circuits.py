@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.small import code_model
 
 from microtome.behaviors import Examples, quote_closing
 from microtome.circuits import Ablator, Circuit, Evidence, curve, decide, evaluate, find, minimality
@@ -20,7 +21,6 @@ from microtome.core.seeds import rng
 from microtome.core.stats import Interval
 from microtome.errors import ConfigError, UnknownNameError
 from microtome.tracing.model import Model
-from tests.small import code_model
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,12 @@ def test_ranking_curve_and_minimality(model: Model, examples: Examples) -> None:
     circuit = Circuit(tuple(top(scores.ranking(), 3)), scores.names, "top 3")
     lost = minimality(model, examples, circuit)
     ablator = Ablator(model, examples)
-    means = ablator.run([frozenset(scores.names), frozenset(), circuit.kept, circuit.kept - {circuit.nodes[0]}])["logit_difference"].mean(1)
-    assert lost[circuit.nodes[0]] == pytest.approx((means[2] - means[3]) / (means[0] - means[1]), rel=1e-6)
+    means = ablator.run(
+        [frozenset(scores.names), frozenset(), circuit.kept, circuit.kept - {circuit.nodes[0]}]
+    )["logit_difference"].mean(1)
+    assert lost[circuit.nodes[0]] == pytest.approx(
+        (means[2] - means[3]) / (means[0] - means[1]), rel=1e-6
+    )
     assert set(takeovers(model, examples, circuit)) == circuit.rest
     edges = connections(model, examples[:8], circuit)
     assert all(a != b for a, b in edges)
@@ -96,7 +100,9 @@ def test_nulls_keep_what_they_should(model: Model, examples: Examples) -> None:
     universe = Ablator(model, examples).universe
     circuit = Circuit(("a0.h1", "a0.h2", "m1"), universe, "x")
     drawn = matched_nodes(circuit, rng(0, "t"))
-    assert sum(n.startswith("a0") for n in drawn) == 2 and sum(n.startswith("m") for n in drawn) == 1
+    assert (
+        sum(n.startswith("a0") for n in drawn) == 2 and sum(n.startswith("m") for n in drawn) == 1
+    )
     scores = find(model, examples)
     assert stability(scores, examples.clusters, circuit, resamples=20).resamples == 20
 
@@ -139,7 +145,9 @@ def evidence(
         "resample", Interval(*f), Interval(0.1, 0, 0.2), Interval(moved, moved - 0.1, moved + 0.1),
         Interval(0.9, 0.8, 1), Interval(0.5, 0.4, 0.6), values, values, values, values, ("a",) * 4,
     )  # fmt: skip
-    nulls = Nulls(np.full(count, twins), np.full(count, permuted), np.zeros(0), np.zeros((0, 0)), ())
+    nulls = Nulls(
+        np.full(count, twins), np.full(count, permuted), np.zeros(0), np.zeros((0, 0)), ()
+    )
     return Evidence(
         circuit=Circuit(("m0",), ("m0", "m1"), "x"),
         evaluation=evaluation,
@@ -176,7 +184,6 @@ def test_every_rule_decides(changes: dict[str, object], grade: str) -> None:
 
 def test_without_nulls_nothing_is_established() -> None:
     assert decide(replace(evidence(), nulls=None)).grade == "not established"
-
 
 
 def test_a_planted_head_is_found(model: Model, examples: Examples) -> None:

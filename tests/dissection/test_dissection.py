@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.small import code_model
 
 from microtome.behaviors import Behavior, get, quote_closing
 from microtome.dissection import Config, Dissection, dissect
 from microtome.dissection.reducing import feature_columns, reduce
 from microtome.errors import ConfigError
 from microtome.tracing.opening import load
-from tests.small import code_model
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,9 @@ def test_a_folder_is_written_whole_or_not_at_all(
     found: Dissection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = found.save_folder(tmp_path / "out")
-    assert {"report.html", "dissection.json", "run.json", "rules.csv", "scores.csv"} <= {p.name for p in folder.iterdir()}
+    assert {"report.html", "dissection.json", "run.json", "rules.csv", "scores.csv"} <= {
+        p.name for p in folder.iterdir()
+    }
 
     def fail(_found: Dissection) -> str:
         raise KeyboardInterrupt
@@ -84,7 +86,12 @@ def test_reduction_predicts_from_features() -> None:
     assert reduction is not None and reduction.agreement.value >= 0.9
     assert "inner bracket" in reduction.tree["condition"]
     assert any(c.startswith("inner bracket = ") for c in feature_columns(train))
-    bare = Behavior("b", "b", "", tuple(i.with_answers(i.answers, i.wrongs) for i in get("induction", n=40).items))
+    bare = Behavior(
+        "b",
+        "b",
+        "",
+        tuple(i.with_answers(i.answers, i.wrongs) for i in get("induction", n=40).items),
+    )
     assert bare.items[0].features["words"]
 
 

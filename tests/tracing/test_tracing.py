@@ -100,7 +100,9 @@ def test_mean_resample_and_positions_by_row() -> None:
     got = m.trace(TOKENS, capture=name, interventions=[at(name).mean(over=trace)])[name]
     torch.testing.assert_close(got, trace[name].mean((0, 1)).expand_as(got))
     drawn = m.trace(TOKENS, capture=name, interventions=[at(name).resample(trace, seed=1)])[name]
-    assert sorted(float(r.sum()) for r in drawn) == pytest.approx(sorted(float(r.sum()) for r in trace[name]), rel=1e-5)
+    assert sorted(float(r.sum()) for r in drawn) == pytest.approx(
+        sorted(float(r.sum()) for r in trace[name]), rel=1e-5
+    )
     assert not any(torch.equal(a, b) for a, b in zip(drawn, trace[name], strict=True))
     rows = at(name).at_positions([[0, 2], [1, -1], [-1, -1]]).zero()
     zeroed = m.trace(TOKENS, capture=name, interventions=[rows])[name]
@@ -184,19 +186,32 @@ def test_generation_is_the_same_with_and_without_a_cache(family: str) -> None:
     m = load(build(family))
     v = torch.ones(m.anatomy.d_model)  # type: ignore[union-attr]
     prompts = [[5, 6, 7, 8], [9, 10]]
-    for changes in ([], [at("blocks.1.resid_post").add(v)], [at("blocks.0.mlp.out[pos=-1]").zero()]):
-        a, b = (m.generate(prompts, max_new_tokens=6, interventions=changes, use_cache=c) for c in (True, False))
+    for changes in (
+        [],
+        [at("blocks.1.resid_post").add(v)],
+        [at("blocks.0.mlp.out[pos=-1]").zero()],
+    ):
+        a, b = (
+            m.generate(prompts, max_new_tokens=6, interventions=changes, use_cache=c)
+            for c in (True, False)
+        )
         assert a.tokens == b.tokens
-        alone = [m.generate([p], max_new_tokens=6, interventions=changes).tokens[0] for p in prompts]
+        alone = [
+            m.generate([p], max_new_tokens=6, interventions=changes).tokens[0] for p in prompts
+        ]
         assert tuple(alone) == a.tokens
-    theirs = m.module.generate(torch.tensor([prompts[0]]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+    theirs = m.module.generate(
+        torch.tensor([prompts[0]]), max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
     ours = m.generate([prompts[0]], max_new_tokens=6).tokens[0]
     assert theirs[0, 4 : 4 + len(ours)].tolist() == list(ours)
     with pytest.raises(ConfigError):
         m.generate(prompts, max_new_tokens=0)
 
 
-@pytest.mark.parametrize("site", ["blocks.1.attn.z", "blocks.0.mlp.act", "blocks.1.attn.pattern", "blocks.0.attn.q"])
+@pytest.mark.parametrize(
+    "site", ["blocks.1.attn.z", "blocks.0.mlp.act", "blocks.1.attn.pattern", "blocks.0.attn.q"]
+)
 def test_gradients_against_differences(site: str) -> None:
     m = load(build("llama").double())
     prompts = TOKENS[:1]
@@ -205,11 +220,23 @@ def test_gradients_against_differences(site: str) -> None:
         return logits[:, -1, 7] - logits[:, -1, 11]
 
     found = m.gradients(metric, site, prompts)
-    direction = torch.randn(found[site].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction = torch.randn(
+        found[site].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     # norms compute in float32 whatever the model is, so the step must not be tiny
     step = 3e-3
-    up, down = (metric(m.trace(prompts, interventions=[at(site).apply(lambda v, s=s: v + s * direction)]).logits, None) for s in (step, -step))  # type: ignore[arg-type,misc]
-    assert float((found[site] * direction).sum()) == pytest.approx(float((up - down) / (2 * step)), rel=5e-3, abs=1e-3)
+    up, down = (
+        metric(
+            m.trace(
+                prompts, interventions=[at(site).apply(lambda v, s=s: v + s * direction)]
+            ).logits,
+            None,
+        )
+        for s in (step, -step)
+    )  # type: ignore[arg-type,misc]
+    assert float((found[site] * direction).sum()) == pytest.approx(
+        float((up - down) / (2 * step)), rel=5e-3, abs=1e-3
+    )
     assert all(p.grad is None and p.requires_grad for p in m.module.parameters())
     with pytest.raises(MetricError):
         m.gradients(lambda lo, le: lo.sum(), site, prompts)
@@ -242,7 +269,10 @@ def test_weights_by_head_reproduce_captured_values() -> None:
     trace = m.trace(TOKENS, capture=["attn.in", "attn.v", "attn.z", "attn.result"])
     w = m.weights
     for head in range(m.anatomy.n_heads):  # type: ignore[union-attr]
-        torch.testing.assert_close(trace["blocks.1.attn.z"][:, :, head] @ w.W_O(1, head), trace["blocks.1.attn.result"][:, :, head])
+        torch.testing.assert_close(
+            trace["blocks.1.attn.z"][:, :, head] @ w.W_O(1, head),
+            trace["blocks.1.attn.result"][:, :, head],
+        )
     folded = w.view(fold_norm=True).W_U
     last = m.trace(TOKENS, capture=["final.norm", "final.norm.scale", "resid_post"])
     stream = last.stack("resid_post")[-1] / last["final.norm.scale"]
@@ -291,17 +321,53 @@ def test_the_sorter_agrees_with_its_golden_file(shared_data: Path) -> None:
         return torch.tensor(flat)
 
     m = load(folder)
-    tokens = torch.tensor([[0, 0, 2, 1, 0, 1, 0, 0, 0, 0, 0], [0, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0], [1, 0, 2, 1, 2, 2, 0, 0, 0, 0, 0]])
-    names = ["embed.token", "attn.in", "attn.q", "attn.k", "attn.v", "attn.pattern", "attn.scores", "attn.z", "attn.out", "resid_mid", "mlp.in", "mlp.pre", "mlp.act", "mlp.out", "resid_post", "final.norm"]
+    tokens = torch.tensor(
+        [
+            [0, 0, 2, 1, 0, 1, 0, 0, 0, 0, 0],
+            [0, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0],
+            [1, 0, 2, 1, 2, 2, 0, 0, 0, 0, 0],
+        ]
+    )
+    names = [
+        "embed.token",
+        "attn.in",
+        "attn.q",
+        "attn.k",
+        "attn.v",
+        "attn.pattern",
+        "attn.scores",
+        "attn.z",
+        "attn.out",
+        "resid_mid",
+        "mlp.in",
+        "mlp.pre",
+        "mlp.act",
+        "mlp.out",
+        "resid_post",
+        "final.norm",
+    ]
     t = m.trace(tokens, capture=names)
     b = {n: t[f"blocks.0.{n}"] for n in names if f"blocks.0.{n}" in t}
     pairs = {
-        "tok_emb": t["embed.token"], "ln1": b["attn.in"], "attSm": b["attn.pattern"], "yProj": b["attn.out"],
-        "q": b["attn.q"].transpose(1, 2), "k": b["attn.k"].transpose(1, 2), "v": b["attn.v"].transpose(1, 2),
-        "y": b["attn.z"].flatten(2), "attnResid": b["resid_mid"], "ln2": b["mlp.in"], "fc": b["mlp.pre"],
-        "gelu": b["mlp.act"], "mlp": b["mlp.out"], "mlpResid": b["resid_post"], "block1": t["blocks.1.resid_post"],
-        "block2": t["blocks.2.resid_post"], "ln_f": t["final.norm"], "lm_head": t.logits,
-    }  # fmt: skip
+        "tok_emb": t["embed.token"],
+        "ln1": b["attn.in"],
+        "attSm": b["attn.pattern"],
+        "yProj": b["attn.out"],
+        "q": b["attn.q"].transpose(1, 2),
+        "k": b["attn.k"].transpose(1, 2),
+        "v": b["attn.v"].transpose(1, 2),
+        "y": b["attn.z"].flatten(2),
+        "attnResid": b["resid_mid"],
+        "ln2": b["mlp.in"],
+        "fc": b["mlp.pre"],
+        "gelu": b["mlp.act"],
+        "mlp": b["mlp.out"],
+        "mlpResid": b["resid_post"],
+        "block1": t["blocks.1.resid_post"],
+        "block2": t["blocks.2.resid_post"],
+        "ln_f": t["final.norm"],
+        "lm_head": t.logits,
+    }
     for key, got in pairs.items():
         torch.testing.assert_close(got, value(key).reshape(got.shape), rtol=0, atol=1e-5, msg=key)  # type: ignore[union-attr]
     scores = value("att")

@@ -44,7 +44,7 @@ def trace(
 ) -> None:
     """Run a prompt: show the likeliest next tokens, and save captured values.
 
-    Example: microtome trace python-code "x = 'a" --capture blocks.1.attn.pattern --out trace.safetensors
+    Example: microtome trace python-code "x = 'a" --capture blocks.1.attn.z --out trace.safetensors
     """
     from microtome.cli.dissection import check_folder
     from microtome.errors import UsageError
@@ -146,7 +146,7 @@ def sweep(
 ) -> None:
     """Change a site cell by cell and measure what happens to the answer.
 
-    Example: microtome sweep python-code --clean "x = 'a" --corrupt 'x = "a' --answer "'" --wrong '"'
+    Example: microtome sweep python-code quote-closing --site attn.z
     """
     from microtome.cli.bars import Bars
     from microtome.store.atomic import write_text
@@ -155,7 +155,7 @@ def sweep(
     task = _task(behavior, clean, corrupt, answer, wrong, n, seed)
     opened = open_model(model, device, dtype, threads)
     chosen = over or ("role" if clean is None and site not in ("attn.z", "mlp.act") else None)
-    planned = plan(opened, task, site, over=chosen, operation=operation, base=base, seed=seed)  # type: ignore[arg-type]
+    planned = plan(opened, task, site, over=chosen, operation=operation, base=base, seed=seed)
     if explain:
         print_json(vars(planned.cost())) if as_json else print(planned.explain())
         return
@@ -181,7 +181,8 @@ def sweep(
     )
     c = found.certificate
     say(
-        f"Certified: largest difference {c['difference']:.2g} over {c['sample']} runs, tolerance {c['tolerance']:.2g}, rules {', '.join(c['rules']) or 'none'}."
+        f"Certified: largest difference {c['difference']:.2g} over {c['sample']} runs, "
+        f"tolerance {c['tolerance']:.2g}, rules {', '.join(c['rules']) or 'none'}."
     )
 
 
@@ -227,8 +228,8 @@ def attribute(
 ) -> None:
     """Attribute a behavior to heads and MLPs.
 
-    patching: first-order estimate of patching each; direct: what each writes to the answer; attribution and
-    exact: support as dissect computes it.
+    patching: first-order estimate of patching each; direct: what each writes to the answer;
+    attribution and exact: support as dissect computes it.
 
     Example: microtome attribute python-code quote-closing --method direct
     """
@@ -241,7 +242,7 @@ def attribute(
         raise UnknownNameError(f"No method {method!r}{nearest(method, _METHODS)}.")
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)
-    examples = task.prepare(opened).split(split)  # type: ignore[arg-type]
+    examples = task.prepare(opened).split(split)
     frame, meaning = _attributed(opened, examples, method)
     frame = frame.reindex(frame["mean"].abs().sort_values(ascending=False).index)
     if as_json:
@@ -279,5 +280,5 @@ def _attributed(opened: Any, examples: Any, method: str) -> tuple[Any, str]:
         attribution_patching(opened, examples)
         if method == "patching"
         else find(opened, examples, method=method)
-    )  # type: ignore[arg-type]
+    )
     return scores.to_frame(), scores.meaning

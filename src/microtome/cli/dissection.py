@@ -81,7 +81,7 @@ def dissect(
         nulls=nulls,
         gate=gate,
         seed=seed,
-    )  # type: ignore[arg-type]
+    )
     task = open_behavior(behavior, n, seed)
     folder = out or home_folder() / "runs" / f"dissect-{Path(model).name}-{task.name}-{seed}"
     check_folder(folder)

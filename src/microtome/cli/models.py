@@ -32,21 +32,15 @@ def list_models(as_json: Json = False) -> None:
     from microtome.models.specimens import specimen_card, specimen_names
 
     cards = [(name, specimen_card(name)) for name in specimen_names()]
-    rows = [
-        {"name": name, "title": str(card.get("title", "")), "parameters": card.get("parameters")}
-        for name, card in cards
-    ]
+    found = [(name, str(card.get("title", "")), card.get("parameters")) for name, card in cards]
     if as_json:
-        print_json(rows)
+        print_json([{"name": n, "title": t, "parameters": p} for n, t, p in found])
         return
-    if not rows:
+    if not found:
         print("No specimens are installed.")
         return
-    print_table(
-        ["name", "parameters", "what it is"],
-        [[r["name"], str(r["parameters"]), r["title"]] for r in rows],
-        right=(1,),
-    )  # type: ignore[list-item]
+    rows = [[name, str(parameters), title] for name, title, parameters in found]
+    print_table(["name", "parameters", "what it is"], rows, right=(1,))
 
 
 @app.command()

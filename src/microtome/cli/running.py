@@ -15,8 +15,8 @@ BUG = 70
 def run(app: Any) -> None:
     """Run a typer application and leave the process with the right exit code.
 
-    0: it ran. 1: nothing to explain, or a check failed. 2: wrong usage or bad input. 130: interrupted.
-    70: an error of microtome's own.
+    0: it ran. 1: nothing to explain, or a check failed. 2: wrong usage or bad input.
+    130: interrupted. 70: an error of microtome's own.
     """
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
@@ -62,13 +62,11 @@ def _explain(error: BaseException) -> int:
         )
         return OutputError.exit_code
     if isinstance(error, MemoryError):
-        _say(
-            "The computer ran out of memory. Use a smaller --n, a smaller model or --dtype bfloat16."
-        )
+        _say("The computer ran out of memory. Use a smaller --n or model, or --dtype bfloat16.")
         return 2
     text = " ".join(str(error).split())[:400]
     _say(
-        f"An error of microtome's own: {type(error).__name__}: {text}. Run the command again with --debug "
+        f"An error of microtome's own: {type(error).__name__}: {text}. Run it again with --debug "
         "and report what it prints."
     )
     return BUG

@@ -1,0 +1,169 @@
+"""The command line as a stranger uses it: results, exit codes, and bad input of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.small import code_model, save_model
+
+SHORT = ["--n", "60", "--nulls", "1", "--threads", "1"]
+
+
+def microtome(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "microtome", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=cwd,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(code_model(), tmp_path_factory.mktemp("model"))
+
+
+def one_paragraph(result: subprocess.CompletedProcess[str], code: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert code in result.stderr and "Traceback" not in result.stderr
+    assert result.stdout == "" and "\n\n" not in result.stderr.strip()
+
+
+def test_help_and_lists() -> None:
+    assert "dissect" in microtome("--help").stdout
+    names = [row["name"] for row in json.loads(microtome("models", "list", "--json").stdout)]
+    assert "python-code" in names
+    facts = json.loads(microtome("doctor", "--json").stdout)
+    assert facts["torch"].startswith("2.") and "cpu" in facts["devices"]
+
+
+def test_show_verify_trace_lens_attribute_sweep(folder: Path, tmp_path: Path) -> None:
+    model = str(folder)
+    assert json.loads(microtome("models", "show", model, "--json").stdout)["blocks"] == 2
+    verified = json.loads(microtome("models", "verify", model, "--json").stdout)
+    assert verified["passed"] and any(s["site"] == "blocks.1.attn.z" for s in verified["sites"])
+    out = tmp_path / "t.safetensors"
+    traced = microtome(
+        "trace",
+        model,
+        "data = 1",
+        "--capture",
+        "blocks.1.attn.pattern",
+        "--out",
+        str(out),
+        "--json",
+    )
+    assert json.loads(traced.stdout)["captured"] and out.stat().st_size > 0
+    assert json.loads(microtome("lens", model, "data = 1", "--json").stdout)
+    scores = json.loads(
+        microtome("attribute", model, "quote-closing", "--method", "direct", "--json").stdout
+    )
+    assert len(scores["components"]) == 2 * 5 + 3
+    pair = ["--clean", "x = 'data", "--corrupt", 'x = "data', "--answer", "'", "--wrong", '"']
+    swept = json.loads(microtome("sweep", model, *pair, "--json").stdout)
+    assert swept["certificate"]["passed"]
+    assert "forward passes" in microtome("sweep", model, *pair, "--explain").stdout
+
+
+def test_families_as_rows() -> None:
+    rows = json.loads(
+        microtome("models", "verify", "--families", "--only", "gpt2", "--json").stdout
+    )
+    assert [(r["family"], r["passed"], r["reason"]) for r in rows] == [("gpt2", True, "")]
+
+
+def test_a_model_that_does_not_show_the_behavior_exits_with_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    result = microtome(
+        "dissect", str(folder), "quote-closing", "--out", str(tmp_path / "r"), *SHORT
+    )
+    assert result.returncode == 1 and "nothing to explain" in result.stdout
+    assert (tmp_path / "r/report.html").is_file()
+
+
+def test_bad_models(folder: Path, tmp_path: Path) -> None:
+    one_paragraph(microtome("models", "show", str(tmp_path / "none")), "MT011")
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    data = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(data[: len(data) // 2])
+    one_paragraph(microtome("models", "show", str(cut)), "MT012")
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    one_paragraph(microtome("models", "show", str(pickled)), "MT013")
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x04x")
+    one_paragraph(microtome("models", "show", str(tmp_path / "weights.pt")), "MT013")
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "config.json").write_text("{")
+    one_paragraph(microtome("models", "show", str(broken)), "MT012")
+
+
+def test_bad_prompts_and_sites(folder: Path) -> None:
+    model = str(folder)
+    one_paragraph(microtome("trace", model, ""), "MT031")
+    one_paragraph(microtome("trace", model, "data " * 400), "MT031")
+    one_paragraph(
+        microtome("trace", model, "x", "--capture", "blocks.0.attn.zz", "--out", "t.safetensors"),
+        "MT020",
+    )
+    one_paragraph(
+        microtome("trace", model, "x", "--capture", "blocks.7.attn.z", "--out", "t.safetensors"),
+        "MT022",
+    )
+    one_paragraph(microtome("sweep", model, "quote-closing", "--site", "nowhere"), "MT020")
+    one_paragraph(microtome("attribute", model, "quote-closing", "--method", "magic"), "MT002")
+    one_paragraph(microtome("models", "show", model, "--device", "cuda:9"), "MT003")
+    one_paragraph(microtome("models", "show", model, "--dtype", "int3"), "MT003")
+
+
+def test_bad_behaviors_and_folders(folder: Path, tmp_path: Path) -> None:
+    model = str(folder)
+    (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)) * 4)
+    (tmp_path / "file").write_text("")
+    one_paragraph(microtome("dissect", model, "quote-closng"), "MT002")
+    one_paragraph(microtome("dissect", model, str(tmp_path / "binary.jsonl")), "MT040")
+    one_paragraph(microtome("dissect", model, "--out", "/proc/nowhere/x"), "MT072")
+    one_paragraph(microtome("dissect", model, "--out", str(tmp_path / "file")), "MT072")
+    one_paragraph(microtome("dissect", model, "--faithfulness", "2"), "MT003")
+    assert microtome("dissectt").returncode == 2 and microtome("trace").returncode == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "microtome",
+        "dissect",
+        "--out",
+        str(tmp_path / "r"),
+        "--threads",
+        "1",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(12)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip() == "Interrupted; nothing was left half-written."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_error(folder: Path) -> None:
+    line = f"{sys.executable} -m microtome models verify {folder} | head -1"
+    result = subprocess.run(
+        line, shell=True, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "Traceback" not in result.stderr
