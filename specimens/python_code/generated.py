@@ -50,7 +50,7 @@ class Writer:
         rng: Source of chance.
         names: Identifiers to use.
         balanced: Write as many signatures without a default as with one, and more repetition;
-            without it three signatures in four have a default, and the network expects one everywhere.
+            without it three signatures in four have one, and the network expects one everywhere.
     """
 
     def __init__(

@@ -25,7 +25,10 @@ def run(app: Any) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(args=arguments, standalone_mode=True)
-    except SystemExit:
+    except SystemExit as leaving:
+        # typer turns an interruption into this code and says nothing
+        if leaving.code == INTERRUPTED:
+            _say("Interrupted; nothing was left half-written.")
         raise
     except KeyboardInterrupt:
         _say("Interrupted; nothing was left half-written.")
