@@ -139,17 +139,18 @@ def evidence(
     inverted_low: float = 0.0,
     count: int = 20,
     takeover: float = 0.0,
+    whole: bool = False,
 ) -> Evidence:
-    values = np.ones(4)
+    values, nothing = np.ones(4), np.zeros(4)
     evaluation = Evaluation(
         "resample", Interval(*f), Interval(0.1, 0, 0.2), Interval(moved, moved - 0.1, moved + 0.1),
-        Interval(0.9, 0.8, 1), Interval(0.5, 0.4, 0.6), values, values, values, values, ("a",) * 4,
+        Interval(0.9, 0.8, 1), Interval(0.5, 0.4, 0.6), values, nothing, values * 0.95, nothing, ("a",) * 4,
     )  # fmt: skip
     nulls = Nulls(
         np.full(count, twins), np.full(count, permuted), np.zeros(0), np.zeros((0, 0)), ()
     )
     return Evidence(
-        circuit=Circuit(("m0",), ("m0", "m1"), "x"),
+        circuit=Circuit(("m0", "m1") if whole else ("m0",), ("m0", "m1"), "x"),
         evaluation=evaluation,
         nulls=nulls,
         inverted_accuracy=Interval(inverted_low, inverted_low, inverted_low),
@@ -169,6 +170,7 @@ def evidence(
         ({"moved": 0.5}, "sufficient only"),
         ({"f": (0.9, 0.79, 1.0)}, "not established"),
         ({"f": (1.1, 1.0, 1.21)}, "not established"),
+        ({"whole": True}, "not established"),
         ({"twins": 0.95}, "not established"),
         ({"permuted": 0.91}, "not established"),
         ({"count": 19}, "not established"),

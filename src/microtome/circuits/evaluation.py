@@ -156,6 +156,21 @@ def takeovers(
     return {n: (float(a), float(b)) for n, a, b in zip(outside, lost, more, strict=True)}
 
 
+def item_closeness(full: np.ndarray, empty: np.ndarray, kept: np.ndarray) -> float:
+    """Return how close a circuit stays to the model item by item.
+
+    ``1 - mean |m(N) - m(C)| / mean |m(N) - m(0)|``: 1 for the whole model, 0 with everything
+    ablated. Unlike faithfulness it is defined where effects of both signs cancel, as in a twin.
+
+    Args:
+        full: m(N) of every item.
+        empty: m(0).
+        kept: m(C).
+    """
+    span = float(np.abs(full - empty).mean())
+    return 1.0 - float(np.abs(full - kept).mean()) / span if span > 0 else 0.0
+
+
 def closeness(interval: Interval) -> float:
     """Return the guaranteed closeness of a faithfulness to 1: the worst value in its interval.
 

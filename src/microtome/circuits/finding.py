@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
 
-METHODS = ("attribution", "exact")
+Method = Literal["attribution", "exact"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 MEANING = {
     "attribution": "Estimated support for the behavior: how much of the metric is lost when the "

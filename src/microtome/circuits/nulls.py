@@ -10,8 +10,8 @@ import numpy as np
 
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation, Ablator
-from microtome.circuits.evaluation import closeness, curve_intervals
-from microtome.circuits.finding import find, top
+from microtome.circuits.evaluation import closeness, curve_intervals, item_closeness
+from microtome.circuits.finding import Method, find, top
 from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.results import Circuit, Nulls, Stability
 from microtome.core.progress import Progress, quiet
@@ -38,8 +38,9 @@ def search_nulls(
     count: int,
     ablation: Ablation,
     metric: str,
-    method: str,
+    method: Method,
     seed: int,
+    enough: float | None = None,
     progress: Progress = quiet,
 ) -> Nulls:
     """Run the same finder with the same budget where there is nothing to find.
@@ -58,26 +59,23 @@ def search_nulls(
         metric: The metric.
         method: The finder.
         seed: Which nulls.
+        enough: Stop at the first twin that reaches this closeness, since the rule is then decided.
         progress: Told after each null.
     """
-    twins, curves, permuted = [], [], []
+    twins: list[float] = []
+    curves: list[list[float]] = []
+    permuted: list[float] = []
     for number in range(count):
         with model.twin(seed * 1000 + number + 1) as other:
-            ranking = find(other, train, method=method, metric=metric, ablation=ablation).ranking()
-            found = curve_intervals(
-                other, test, ranking, [size], ablation=ablation, metric=metric, seed=seed
-            )
-            twins.append(closeness(found[0]))
-            curves.append(_mean_curve(other, validation, ranking, sizes, ablation, metric))
+            scores = find(other, train, method=method, metric=metric, ablation=ablation)
+            kept = top(scores.ranking(), size)
+            twins.append(_item_score(other, test, kept, ablation, metric))
+            curves.append(_mean_curve(other, validation, scores.ranking(), sizes, ablation, metric))
         progress.step(2 * number + 1, 2 * count, "nulls")
-        wrong = find(
-            model,
-            permute(train, seed * 1000 + number),
-            method=method,
-            metric=metric,
-            ablation=ablation,
-        )
-        asked = permute(test, seed * 1000 + number)
+        if enough is not None and twins[-1] >= enough:
+            break
+        shuffled, asked = (permute(part, seed * 1000 + number) for part in (train, test))
+        wrong = find(model, shuffled, method=method, metric=metric, ablation=ablation)
         found = curve_intervals(
             model, asked, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed
         )
@@ -91,6 +89,16 @@ def search_nulls(
         sizes=tuple(sizes),
         provenance=collect(model, {"nulls": count, "ablation": ablation}, seed=seed),
     )
+
+
+def _item_score(
+    model: Model, test: Examples, kept: frozenset[str], ablation: Ablation, metric: str
+) -> float:
+    ablator = Ablator(model, test, ablation=ablation)
+    full, empty, circuit = ablator.run([frozenset(ablator.universe), frozenset(), kept], [metric])[
+        metric
+    ]
+    return item_closeness(full, empty, circuit)
 
 
 def _mean_curve(

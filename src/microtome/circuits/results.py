@@ -146,9 +146,9 @@ class Nulls(Result):
     """How circuits of equal size do that were searched for where there is nothing to find.
 
     Attributes:
-        twins: Guaranteed closeness of the circuit found in each twin.
-        permuted: That of the circuits found for permuted answers, scored on test answers permuted
-            likewise.
+        twins: Closeness, item by item, of the circuit found in each twin to that twin.
+        permuted: Guaranteed closeness of the circuits found for permuted answers, scored on test
+            answers permuted likewise.
         random: That of random subgraphs matched by layer and type, a floor and no opponent.
         twin_curves: Faithfulness of each twin's circuits on validation ``[twin, size]``.
         sizes: Sizes of the curves.

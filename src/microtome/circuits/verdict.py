@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.circuits.evaluation import closeness
+from microtome.circuits.evaluation import closeness, item_closeness
 from microtome.circuits.results import Rule, Verdict
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def decide(evidence: Evidence) -> Verdict:
     backups = backups_of(evidence.takeovers)
     rules = [
         _gate(evidence.gate),
-        _sufficient(evidence.evaluation),
+        _sufficient(evidence.evaluation, evidence.circuit),
         _better(evidence),
         _inverted(evidence),
         _necessary(evidence.evaluation),
@@ -92,9 +92,9 @@ def backups_of(takeovers: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
     return tuple(sorted(gained, key=lambda n: -gained[n]))
 
 
-def can_reach_a_grade(evaluation: Evaluation) -> bool:
+def can_reach_a_grade(evaluation: Evaluation, circuit: Circuit) -> bool:
     """Return whether any grade is still open after the rule of sufficiency, which comes first."""
-    return _sufficient(evaluation).outcome == "pass"
+    return _sufficient(evaluation, circuit).outcome == "pass"
 
 
 def _grade(outcome: Mapping[str, str], backups: bool) -> str:
@@ -124,39 +124,45 @@ def _gate(gate: Check | None) -> Rule:
     )
 
 
-def _sufficient(evaluation: Evaluation) -> Rule:
+def _sufficient(evaluation: Evaluation, circuit: Circuit) -> Rule:
     low, high = SUFFICIENT
     f = evaluation.faithfulness
+    size, total = len(circuit.nodes), len(circuit.universe)
+    passed = f.within(low, high) and size < total
     return Rule(
         "sufficient",
-        f"whole interval of faithfulness on test inside [{low}, {high}] under "
-        f"{evaluation.ablation} ablation",
-        f"faithfulness {f}",
+        f"smaller than the model, and the whole interval of faithfulness on test inside "
+        f"[{low}, {high}] under {evaluation.ablation} ablation",
+        f"{size} of {total} parts; faithfulness {f}",
         "0 with everything ablated, 1 for the whole model",
-        "pass" if f.within(low, high) else "fail",
+        "pass" if passed else "fail",
     )
 
 
 def _better(evidence: Evidence) -> Rule:
     demand = (
-        "guaranteed closeness to 1 above that of every circuit of equal size found the same way in "
-        f"{NULLS} twins and for {NULLS} permutations of the answers"
+        f"closer to the model, item by item, than circuits of equal size found the same way are in "
+        f"{NULLS} twins; guaranteed closeness above that for {NULLS} permutations of the answers"
     )
-    if evidence.nulls is None:
+    nulls = evidence.nulls
+    if nulls is None:
         return Rule(
             "better than search", demand, "not run: sufficiency failed already", "", "unsure"
         )
-    own = closeness(evidence.evaluation.faithfulness)
-    twins, permuted = (float(np.max(x)) for x in (evidence.nulls.twins, evidence.nulls.permuted))
-    enough = len(evidence.nulls.twins) >= NULLS
-    outcome = "pass" if own > max(twins, permuted) and enough else "fail"
+    evaluation = evidence.evaluation
+    items = item_closeness(evaluation.full, evaluation.empty, evaluation.circuit)
+    sure = closeness(evaluation.faithfulness)
+    twins, permuted = (float(np.max(x, initial=-np.inf)) for x in (nulls.twins, nulls.permuted))
+    enough = min(len(nulls.twins), len(nulls.permuted)) >= NULLS
+    passed = items > twins and sure > permuted and enough
     baseline = (
-        f"best of {len(evidence.nulls.twins)} twins {twins:.3g}, of {len(evidence.nulls.permuted)} "
-        f"permutations {permuted:.3g}"
+        f"best of {len(nulls.twins)} twins {twins:.3g}; best of {len(nulls.permuted)} permutations "
+        f"{permuted:.3g}"
     )
-    if len(evidence.nulls.random):
-        baseline += f"; random subgraphs at most {float(np.max(evidence.nulls.random)):.3g}"
-    return Rule("better than search", demand, f"{own:.3g}", baseline, outcome)
+    if len(nulls.random):
+        baseline += f"; random subgraphs, guaranteed, at most {float(np.max(nulls.random)):.3g}"
+    value = f"item by item {items:.3g}; guaranteed {sure:.3g}"
+    return Rule("better than search", demand, value, baseline, "pass" if passed else "fail")
 
 
 def _inverted(evidence: Evidence) -> Rule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from microtome.circuits.ablation import ABLATIONS, Ablation
-from microtome.circuits.finding import METHODS
+from microtome.circuits.finding import METHODS, Method
 from microtome.circuits.verdict import NULLS
 from microtome.errors import ConfigError
 
@@ -26,7 +26,7 @@ class Config:
 
     faithfulness: float = 0.9
     ablation: Ablation = "resample"
-    method: str = "attribution"
+    method: Method = "attribution"
     nulls: int = NULLS
     gate: bool = True
     seed: int = 0

@@ -29,6 +29,11 @@ def methods_section(found: Dissection) -> Section:
                         "train prompts of both kinds, or nothing",
                     ),
                     (
+                        "closeness item by item",
+                        "1 - mean |m(N) - m(C)| / mean |m(N) - m(0)|, also defined where effects "
+                        "of both signs cancel, as in a twin",
+                    ),
+                    (
                         "guaranteed closeness",
                         "1 - max(|1 - low|, |1 - high|) of the interval of faithfulness: the "
                         "worst value that the interval allows",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import ABLATIONS
 from microtome.circuits.connections import connections
-from microtome.circuits.evaluation import curve, evaluate, minimality, takeovers
+from microtome.circuits.evaluation import curve, evaluate, item_closeness, minimality, takeovers
 from microtome.circuits.finding import by_layer, find, sizes_up_to, top
 from microtome.circuits.nulls import inverted, random_floor, search_nulls, stability
 from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdict
@@ -110,11 +110,20 @@ def prove(
         reference=train,
         seed=config.seed,
     )
-    open_still = can_reach_a_grade(evaluation)
+    open_still = can_reach_a_grade(evaluation, circuit)
     nulls, wrong = None, None
     if open_still or thorough:
         nulls = _nulls(
-            model, splits, circuit, found, config=config, metric=metric, progress=progress
+            model,
+            splits,
+            circuit,
+            found,
+            config=config,
+            metric=metric,
+            progress=progress,
+            enough=None
+            if thorough
+            else item_closeness(evaluation.full, evaluation.empty, evaluation.circuit),
         )
         wrong = _inverted_accuracy(
             model, train, test, len(circuit.nodes), config=config, metric=metric
@@ -179,6 +188,7 @@ def _nulls(
     config: Config,
     metric: str,
     progress: Progress,
+    enough: float | None,
 ) -> Nulls:
     from dataclasses import replace
 
@@ -195,6 +205,7 @@ def _nulls(
         metric=metric,
         method=config.method,
         seed=config.seed,
+        enough=enough,
         progress=progress,
     )
     floor = random_floor(
