@@ -144,7 +144,8 @@ def evidence(
     values, nothing = np.ones(4), np.zeros(4)
     evaluation = Evaluation(
         "resample", Interval(*f), Interval(0.1, 0, 0.2), Interval(moved, moved - 0.1, moved + 0.1),
-        Interval(0.9, 0.8, 1), Interval(0.5, 0.4, 0.6), values, nothing, values * 0.95, nothing, ("a",) * 4,
+        Interval(0.9, 0.8, 1), Interval(0.5, 0.4, 0.6), values, nothing,
+        values * 0.95, nothing, ("a",) * 4,
     )  # fmt: skip
     nulls = Nulls(
         np.full(count, twins), np.full(count, permuted), np.zeros(0), np.zeros((0, 0)), ()

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.small import code_model, save_model
 
 SHORT = ["--n", "60", "--nulls", "1", "--threads", "1"]
