@@ -130,18 +130,7 @@ def prove(
         )
     proof = Proof(
         evaluation=evaluation,
-        ablations={
-            kind: evaluate(
-                model,
-                test,
-                circuit,
-                ablation=kind,
-                metric=metric,
-                reference=train,
-                seed=config.seed,
-            ).faithfulness
-            for kind in ABLATIONS
-        }
+        ablations=_kinds(model, train, test, circuit, config=config, metric=metric)
         if thorough
         else {config.ablation: evaluation.faithfulness},
         nulls=nulls,
