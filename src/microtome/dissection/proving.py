@@ -149,6 +149,30 @@ def prove(
     return proof, decide(_evidence(proof, circuit, gate, train))
 
 
+def _kinds(
+    model: Model,
+    train: Examples,
+    test: Examples,
+    circuit: Circuit,
+    *,
+    config: Config,
+    metric: str,
+) -> dict[str, Interval]:
+    """Return the faithfulness under each kind of ablation."""
+    return {
+        kind: evaluate(
+            model,
+            test,
+            circuit,
+            ablation=kind,
+            metric=metric,
+            reference=train,
+            seed=config.seed,
+        ).faithfulness
+        for kind in ABLATIONS
+    }
+
+
 def _connections(model: Model, train: Examples, circuit: Circuit, metric: str) -> dict[str, float]:
     found = connections(model, train[:CONNECTED], circuit, name=metric)
     return {f"{source} -> {target}": weight for (source, target), weight in found.items()}
