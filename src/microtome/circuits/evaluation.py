@@ -73,12 +73,17 @@ def curve(
     ablation: Ablation = "resample",
     metric: str = "logit_difference",
     split: str = "validation",
+    reference: Examples | None = None,
     seed: int = 0,
 ) -> FaithfulnessCurve:
     """Return the faithfulness of the first ``k`` nodes of a ranking, for several ``k``."""
-    intervals = curve_intervals(
-        model, examples, ranking, sizes, ablation=ablation, metric=metric, seed=seed
-    )
+    ablator = Ablator(model, examples, ablation=ablation, reference=reference)
+    circuits = [frozenset(ablator.universe), frozenset(), *(top(ranking, s) for s in sizes)]
+    full, empty, *rows = ablator.run(circuits, [metric])[metric]
+    intervals = [
+        cluster_ratio_bootstrap(row - empty, full - empty, examples.clusters, seed=seed)
+        for row in rows
+    ]
     return FaithfulnessCurve(
         sizes=tuple(sizes),
         faithfulness=tuple(intervals),
@@ -88,27 +93,6 @@ def curve(
     )
 
 
-def curve_intervals(
-    model: Model,
-    examples: Examples,
-    ranking: Sequence[str],
-    sizes: Sequence[int],
-    *,
-    ablation: Ablation,
-    metric: str,
-    seed: int,
-) -> list[Interval]:
-    """Return the interval of faithfulness at each size."""
-    ablator = Ablator(model, examples, ablation=ablation)
-    circuits = [frozenset(ablator.universe), frozenset(), *(top(ranking, s) for s in sizes)]
-    found = ablator.run(circuits, [metric])[metric]
-    full, empty = found[0], found[1]
-    clusters = examples.clusters
-    return [
-        cluster_ratio_bootstrap(row - empty, full - empty, clusters, seed=seed) for row in found[2:]
-    ]
-
-
 def minimality(
     model: Model,
     examples: Examples,
@@ -116,9 +100,10 @@ def minimality(
     *,
     ablation: Ablation = "resample",
     metric: str = "logit_difference",
+    reference: Examples | None = None,
 ) -> dict[str, float]:
     """Return how much faithfulness is lost when each node alone is dropped from the circuit."""
-    ablator = Ablator(model, examples, ablation=ablation)
+    ablator = Ablator(model, examples, ablation=ablation, reference=reference)
     dropped = [circuit.kept - {node} for node in circuit.nodes]
     found = ablator.run(
         [frozenset(ablator.universe), frozenset(), circuit.kept, *dropped], [metric]
@@ -135,6 +120,7 @@ def takeovers(
     *,
     ablation: Ablation = "resample",
     metric: str = "logit_difference",
+    reference: Examples | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return what each node outside carries, with the circuit present and with it ablated.
 
@@ -142,7 +128,7 @@ def takeovers(
         Node to (share of the metric lost when it alone is ablated, share lost when it is ablated
         besides the circuit).
     """
-    ablator = Ablator(model, examples, ablation=ablation)
+    ablator = Ablator(model, examples, ablation=ablation, reference=reference)
     everything = frozenset(ablator.universe)
     outside = [n for n in ablator.universe if n in circuit.rest]
     alone = [everything - {n} for n in outside]

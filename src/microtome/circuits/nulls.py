@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation, Ablator
-from microtome.circuits.evaluation import closeness, curve_intervals, item_closeness
+from microtome.circuits.evaluation import closeness, item_closeness
 from microtome.circuits.finding import Method, find, top
 from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.results import Circuit, Nulls, Stability
@@ -32,7 +32,7 @@ def search_nulls(
     train: Examples,
     validation: Examples,
     test: Examples,
-    size: int,
+    circuit: Circuit,
     sizes: Sequence[int],
     *,
     count: int,
@@ -45,14 +45,17 @@ def search_nulls(
 ) -> Nulls:
     """Run the same finder with the same budget where there is nothing to find.
 
-    A twin is scored on its own behavior, a permutation of the answers on answers permuted likewise.
+    A twin is scored on its own behavior. A permutation of the answers is scored on test answers
+    permuted likewise, as a share of the effect that the true answers have: the finder ranks by
+    magnitude and may return the very same nodes, but for meaningless answers no effect as large
+    may come out.
 
     Args:
         model: The model.
         train: Where circuits are found.
         validation: For the twins' curves.
         test: Where circuits are scored.
-        size: Size of the circuit under test.
+        circuit: The circuit under test, whose size the nulls' circuits have.
         sizes: Sizes of the twins' curves.
         count: Twins, and as many permutations of the answers.
         ablation: What ablated nodes give.
@@ -65,21 +68,32 @@ def search_nulls(
     twins: list[float] = []
     curves: list[list[float]] = []
     permuted: list[float] = []
+    overlaps: list[float] = []
+    size = len(circuit.nodes)
+    rules = _Rules(ablation, metric, method, train)
+    full, empty = rules.values(model, test, None, frozenset())
     for number in range(count):
         with model.twin(seed * 1000 + number + 1) as other:
-            scores = find(other, train, method=method, metric=metric, ablation=ablation)
-            kept = top(scores.ranking(), size)
-            twins.append(_item_score(other, test, kept, ablation, metric))
-            curves.append(_mean_curve(other, validation, scores.ranking(), sizes, ablation, metric))
+            ranking = rules.ranking(other, train)
+            twins.append(
+                item_closeness(*rules.values(other, test, None, frozenset(), top(ranking, size)))
+            )
+            curves.append(
+                _mean_curve(
+                    rules.values(
+                        other, validation, None, frozenset(), *(top(ranking, s) for s in sizes)
+                    )
+                )
+            )
         progress.step(2 * number + 1, 2 * count, "nulls")
         if enough is not None and twins[-1] >= enough:
             break
         shuffled, asked = (permute(part, seed * 1000 + number) for part in (train, test))
-        wrong = find(model, shuffled, method=method, metric=metric, ablation=ablation)
-        found = curve_intervals(
-            model, asked, wrong.ranking(), [size], ablation=ablation, metric=metric, seed=seed
-        )
-        permuted.append(closeness(found[0]))
+        kept = top(rules.ranking(model, shuffled), size)
+        some, none = rules.values(model, asked, kept, frozenset())
+        share = cluster_ratio_bootstrap(some - none, full - empty, test.clusters, seed=seed)
+        permuted.append(closeness(share))
+        overlaps.append(len(kept & circuit.kept) / max(len(kept | circuit.kept), 1))
         progress.step(2 * number + 2, 2 * count, "nulls")
     return Nulls(
         twins=np.array(twins),
@@ -87,31 +101,37 @@ def search_nulls(
         random=np.zeros(0),
         twin_curves=np.array(curves),
         sizes=tuple(sizes),
+        permuted_overlap=float(np.median(overlaps)) if overlaps else float("nan"),
         provenance=collect(model, {"nulls": count, "ablation": ablation}, seed=seed),
     )
 
 
-def _item_score(
-    model: Model, test: Examples, kept: frozenset[str], ablation: Ablation, metric: str
-) -> float:
-    ablator = Ablator(model, test, ablation=ablation)
-    full, empty, circuit = ablator.run([frozenset(ablator.universe), frozenset(), kept], [metric])[
-        metric
-    ]
-    return item_closeness(full, empty, circuit)
+@dataclass(frozen=True)
+class _Rules:
+    """How every null is searched and scored: exactly as the circuit under test was."""
+
+    ablation: Ablation
+    metric: str
+    method: Method
+    reference: Examples
+
+    def ranking(self, model: Model, train: Examples) -> tuple[str, ...]:
+        scores = find(model, train, method=self.method, metric=self.metric, ablation=self.ablation)
+        return scores.ranking()
+
+    def values(
+        self, model: Model, examples: Examples, *circuits: frozenset[str] | None
+    ) -> np.ndarray:
+        """Return the metric ``[circuit, example]``; None stands for the whole model."""
+        ablator = Ablator(model, examples, ablation=self.ablation, reference=self.reference)
+        everything = frozenset(ablator.universe)
+        kept = [everything if c is None else c for c in circuits]
+        return ablator.run(kept, [self.metric])[self.metric]
 
 
-def _mean_curve(
-    model: Model,
-    examples: Examples,
-    ranking: Sequence[str],
-    sizes: Sequence[int],
-    ablation: Ablation,
-    metric: str,
-) -> list[float]:
-    ablator = Ablator(model, examples, ablation=ablation)
-    circuits = [frozenset(ablator.universe), frozenset(), *(top(ranking, s) for s in sizes)]
-    means = ablator.run(circuits, [metric])[metric].mean(1)
+def _mean_curve(values: np.ndarray) -> list[float]:
+    """Return faithfulness of means, from rows of the whole model, of none of it, and circuits."""
+    means = values.mean(1)
     span = means[0] - means[1]
     return [float((m - means[1]) / span) if span else float("nan") for m in means[2:]]
 
@@ -146,11 +166,16 @@ def random_floor(
     ablation: Ablation,
     metric: str,
     seed: int,
+    reference: Examples | None = None,
 ) -> np.ndarray:
-    """Return the guaranteed closeness of random subgraphs with as many parts in each layer."""
+    """Return the guaranteed closeness of random subgraphs with as many parts in each layer.
+
+    Draws that happen to be the circuit itself are left out.
+    """
     random = rng(seed, "random subgraphs")
     drawn = [matched_nodes(circuit, random) for _ in range(RANDOM)]
-    ablator = Ablator(model, test, ablation=ablation)
+    drawn = [nodes for nodes in drawn if nodes != circuit.kept]
+    ablator = Ablator(model, test, ablation=ablation, reference=reference)
     found = ablator.run([frozenset(ablator.universe), frozenset(), *drawn], [metric])[metric]
     full, empty = found[0], found[1]
     return np.array(

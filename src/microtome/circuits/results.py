@@ -147,11 +147,13 @@ class Nulls(Result):
 
     Attributes:
         twins: Closeness, item by item, of the circuit found in each twin to that twin.
-        permuted: Guaranteed closeness of the circuits found for permuted answers, scored on test
-            answers permuted likewise.
-        random: That of random subgraphs matched by layer and type, a floor and no opponent.
+        permuted: Guaranteed closeness of the circuits found for permuted answers, on test answers
+            permuted likewise: their effect as a share of that of the true answers.
+        random: That of random subgraphs matched by layer and type, on the true answers: a floor.
         twin_curves: Faithfulness of each twin's circuits on validation ``[twin, size]``.
         sizes: Sizes of the curves.
+        permuted_overlap: Median Jaccard of the circuits found for permuted answers with the
+            circuit.
         provenance: Model, seed, versions.
     """
 
@@ -160,6 +162,7 @@ class Nulls(Result):
     random: np.ndarray
     twin_curves: np.ndarray
     sizes: tuple[int, ...]
+    permuted_overlap: float = float("nan")
     provenance: Provenance | None = None
 
 

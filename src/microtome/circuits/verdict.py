@@ -25,6 +25,12 @@ NECESSARY = 0.8
 NULLS = 20
 """Twins, and permutations of the answers, that the circuit has to beat."""
 
+FLOOR = 0.05
+"""Share of random subgraphs of the same make that may do as well as the circuit, at most."""
+
+STABLE = 0.7
+"""Median Jaccard with the circuits of bootstrap resamples from which it is called stable."""
+
 TAKES_OVER = 0.05
 """Additional share of the metric that a backup carries once the circuit is ablated."""
 
@@ -142,7 +148,8 @@ def _sufficient(evaluation: Evaluation, circuit: Circuit) -> Rule:
 def _better(evidence: Evidence) -> Rule:
     demand = (
         f"closer to the model, item by item, than circuits of equal size found the same way are in "
-        f"{NULLS} twins; guaranteed closeness above that for {NULLS} permutations of the answers"
+        f"{NULLS} twins; guaranteed closeness above that for {NULLS} permutations of the answers, "
+        f"and above {1 - FLOOR:.0%} of random subgraphs"
     )
     nulls = evidence.nulls
     if nulls is None:
@@ -154,19 +161,28 @@ def _better(evidence: Evidence) -> Rule:
     sure = closeness(evaluation.faithfulness)
     twins, permuted = (float(np.max(x, initial=-np.inf)) for x in (nulls.twins, nulls.permuted))
     enough = min(len(nulls.twins), len(nulls.permuted)) >= NULLS
-    passed = items > twins and sure > permuted and enough
+    as_good = float(np.mean(nulls.random >= sure)) if len(nulls.random) else 0.0
+    passed = items > twins and sure > permuted and enough and as_good <= FLOOR
     baseline = (
         f"best of {len(nulls.twins)} twins {twins:.3g}; best of {len(nulls.permuted)} permutations "
         f"{permuted:.3g}"
     )
+    if np.isfinite(nulls.permuted_overlap):
+        baseline += f" (their circuits overlap with this one by {nulls.permuted_overlap:.0%})"
     if len(nulls.random):
-        baseline += f"; random subgraphs, guaranteed, at most {float(np.max(nulls.random)):.3g}"
+        baseline += (
+            f"; random subgraphs, guaranteed, at most {float(np.max(nulls.random)):.3g}, "
+            f"{as_good:.0%} of them as good"
+        )
     value = f"item by item {items:.3g}; guaranteed {sure:.3g}"
     return Rule("better than search", demand, value, baseline, "pass" if passed else "fail")
 
 
 def _inverted(evidence: Evidence) -> Rule:
-    demand = "the finder, rerun on inverted answers, does not reach the gate at equal size"
+    demand = (
+        "the finder, rerun on inverted answers and ranking by magnitude or by value, does not "
+        "reach the gate at equal size with the rest at its mean"
+    )
     accuracy = evidence.inverted_accuracy
     if accuracy is None:
         return Rule("inverted target", demand, "not run: sufficiency failed already", "", "unsure")
@@ -197,7 +213,7 @@ def _stable(stability: Stability) -> Rule:
         f"median Jaccard {stability.median_jaccard:.3g}; core of {len(stability.core)}, "
         f"{len(stability.alternatives)} alternatives"
     )
-    outcome = "pass" if stability.median_jaccard >= 0.7 else "unsure"
+    outcome = "pass" if stability.median_jaccard >= STABLE else "unsure"
     return Rule(
         "stable",
         "reported: nodes chosen in at least 90 % of bootstrap resamples",

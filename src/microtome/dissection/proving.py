@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microtome.behaviors.examples import Examples
-from microtome.circuits.ablation import ABLATIONS
+from microtome.circuits.ablation import ABLATIONS, Ablator
 from microtome.circuits.connections import connections
 from microtome.circuits.evaluation import curve, evaluate, item_closeness, minimality, takeovers
 from microtome.circuits.finding import by_layer, find, sizes_up_to, top
@@ -136,10 +136,14 @@ def prove(
         nulls=nulls,
         inverted_accuracy=wrong,
         stability=stability(scores, train.clusters, circuit, seed=config.seed),
-        minimality=minimality(model, test, circuit, ablation=config.ablation, metric=metric)
+        minimality=minimality(
+            model, test, circuit, ablation=config.ablation, metric=metric, reference=train
+        )
         if thorough
         else {},
-        takeovers=takeovers(model, test, circuit, ablation=config.ablation, metric=metric)
+        takeovers=takeovers(
+            model, test, circuit, ablation=config.ablation, metric=metric, reference=train
+        )
         if open_still or thorough
         else {},
         connections=_connections(model, train, circuit, metric) if thorough else {},
@@ -211,7 +215,7 @@ def _nulls(
         train,
         validation,
         test,
-        len(circuit.nodes),
+        circuit,
         found.sizes,
         count=config.nulls,
         ablation=config.ablation,
@@ -222,7 +226,13 @@ def _nulls(
         progress=progress,
     )
     floor = random_floor(
-        model, test, circuit, ablation=config.ablation, metric=metric, seed=config.seed
+        model,
+        test,
+        circuit,
+        ablation=config.ablation,
+        metric=metric,
+        seed=config.seed,
+        reference=train,
     )
     return replace(nulls, random=floor)
 
@@ -230,12 +240,22 @@ def _nulls(
 def _inverted_accuracy(
     model: Model, train: Examples, test: Examples, size: int, *, config: Config, metric: str
 ) -> Interval:
-    """Return the accuracy, on inverted answers, of the circuit that the finder gives for them."""
-    from microtome.circuits.ablation import Ablator
+    """Return the best accuracy, on inverted answers, of circuits that the finder gives for them.
 
-    ranking = find(
+    By magnitude the finder returns the same nodes for exchanged answers, so it also ranks by value.
+    The rest gives its mean, not the corrupt run, which gives the inverted answer all by itself.
+    """
+    asked = inverted(test)
+    scores = find(
         model, inverted(train), method=config.method, metric=metric, ablation=config.ablation
-    ).ranking()
-    ablator = Ablator(model, inverted(test), ablation=config.ablation, reference=train)
-    values = ablator.run([top(ranking, size)], ["accuracy"])["accuracy"][0]
-    return cluster_bootstrap(values, test.clusters, seed=config.seed)
+    )
+    ablator = Ablator(
+        model,
+        asked,
+        ablation="mean" if config.ablation == "resample" else config.ablation,
+        reference=train,
+    )
+    circuits = [top(scores.ranking(signed=signed), size) for signed in (False, True)]
+    values = ablator.run(circuits, ["accuracy"])["accuracy"]
+    found = [cluster_bootstrap(row, asked.clusters, seed=config.seed) for row in values]
+    return max(found, key=lambda interval: interval.low)
