@@ -20,6 +20,9 @@ from microtome.behaviors.generators.words import (
     unique,
 )
 
+POOL = 24
+"""Items in the pool for each one wanted: names and plurals seldom have equal numbers of tokens."""
+
 
 def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
     """Name the person who received: "When Mary and John met, John gave a ball to" Mary.
@@ -66,6 +69,7 @@ def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"name": unique(NAMES), "place": PLACES, "gift": GIFTS},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
@@ -136,6 +140,7 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"girl": GIRLS, "boy": BOYS},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
@@ -192,6 +197,7 @@ def subject_verb_agreement(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"noun": SINGULARS, "attractor": ATTRACTORS},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
@@ -260,6 +266,7 @@ def induction(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"word": unique(COMMON)},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
@@ -332,6 +339,7 @@ def entity_tracking(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"thing": OBJECTS, "place": BOXES},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
