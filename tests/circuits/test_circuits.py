@@ -113,7 +113,7 @@ def test_errors(model: Model, examples: Examples) -> None:
     with pytest.raises(UnknownNameError, match="a0.h1"):
         Ablator(model, examples).run([frozenset({"a0.h11"})])
     with pytest.raises(UnknownNameError, match="attribution"):
-        find(model, examples, method="atribution")  # type: ignore[arg-type]
+        find(model, examples, method="attributions")  # type: ignore[arg-type]
 
 
 def test_saving(model: Model, examples: Examples, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 Device = Annotated[str | None, typer.Option(help="Device of the model, such as cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Threads = Annotated[
-    int | None, typer.Option(help="Threads of torch; by default torch's own choice.", min=1)
+    int | None, typer.Option(help="Threads of torch; by default half of the processors.", min=1)
 ]
 Home = Annotated[
     Path | None, typer.Option(help="Folder of microtome's files; $MICROTOME_HOME by default.")
@@ -38,8 +38,8 @@ def open_model(name: str, device: str | None, dtype: str | None, threads: int | 
     from microtome.errors import ConfigError
     from microtome.tracing.opening import load
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    # contended threads are many times slower than fewer that are free
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) // 2))
     if device is not None:
         try:
             torch.empty(0, device=device)

@@ -130,18 +130,7 @@ def prove(
         )
     proof = Proof(
         evaluation=evaluation,
-        ablations={
-            kind: evaluate(
-                model,
-                test,
-                circuit,
-                ablation=kind,
-                metric=metric,
-                reference=train,
-                seed=config.seed,
-            ).faithfulness
-            for kind in ABLATIONS
-        }
+        ablations=_kinds(model, train, test, circuit, config=config, metric=metric)
         if thorough
         else {config.ablation: evaluation.faithfulness},
         nulls=nulls,
@@ -158,6 +147,30 @@ def prove(
         clusters=len(set(test.clusters.tolist())),
     )
     return proof, decide(_evidence(proof, circuit, gate, train))
+
+
+def _kinds(
+    model: Model,
+    train: Examples,
+    test: Examples,
+    circuit: Circuit,
+    *,
+    config: Config,
+    metric: str,
+) -> dict[str, Interval]:
+    """Return the faithfulness under each kind of ablation."""
+    return {
+        kind: evaluate(
+            model,
+            test,
+            circuit,
+            ablation=kind,
+            metric=metric,
+            reference=train,
+            seed=config.seed,
+        ).faithfulness
+        for kind in ABLATIONS
+    }
 
 
 def _connections(model: Model, train: Examples, circuit: Circuit, metric: str) -> dict[str, float]:
