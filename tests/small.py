@@ -8,14 +8,31 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from microtome.behaviors.generators.code import GENERATORS
+from microtome.behaviors.generators import code, english
 from microtome.behaviors.generators.words import IDENTIFIERS
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
 
 
 def code_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer in which every mark is a token of its own."""
+    """A byte-level tokenizer of code in which every mark is a token of its own."""
+    words = " ".join(IDENTIFIERS) + "\n" + "\n".join(IDENTIFIERS)
+    texts = [words] * 3
+    for generator in code.GENERATORS.values():
+        texts += [item.clean for item in generator(60).items[:200]]
+    return byte_tokenizer(texts, 900)
+
+
+def english_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that knows most words of the English behaviors."""
+    texts: list[str] = []
+    for generator in english.GENERATORS.values():
+        texts += [item.clean for item in generator(100, seed=9).items]
+    return byte_tokenizer(texts, 1024)
+
+
+def byte_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer trained on texts, in which every mark is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r"\n[ ]*| ?[A-Za-z]+|[0-9]|[^A-Za-z0-9\s]|\s")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -26,15 +43,11 @@ def code_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=900,
+        vocab_size=size,
         special_tokens=["<|end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = " ".join(IDENTIFIERS) + "\n" + "\n".join(IDENTIFIERS)
-    texts = [words] * 3
-    for generator in GENERATORS.values():
-        texts += [item.clean for item in generator(60).items[:200]]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>"

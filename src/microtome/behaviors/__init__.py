@@ -12,6 +12,7 @@ _NAMES = {
     "Item": "microtome.behaviors.items:Item",
     "Scores": "microtome.behaviors.evaluate:Scores",
     "bracket_closing": "microtome.behaviors.generators.code:bracket_closing",
+    "custom_metric": "microtome.behaviors.metrics:custom_metric",
     "default_or_close": "microtome.behaviors.generators.code:default_or_close",
     "entity_tracking": "microtome.behaviors.generators.english:entity_tracking",
     "gendered_pronoun": "microtome.behaviors.generators.english:gendered_pronoun",

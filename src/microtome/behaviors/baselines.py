@@ -29,14 +29,14 @@ def ngram_accuracy(train: Examples, test: Examples) -> np.ndarray:
     """Return whether the longest seen n-gram prefers each test item's answer: 0, 0.5 or 1."""
     counts: Counter[tuple[Tokens, int]] = Counter()
     for prompt, answer in _labelled(train):
-        for size in range(LONGEST + 1):
+        for size in range(min(LONGEST, len(prompt)) + 1):
             counts[prompt[len(prompt) - size :], answer] += 1
     return np.array([_ngram_choice(counts, e) for e in test])
 
 
 def _ngram_choice(counts: Counter[tuple[Tokens, int]], example: Example) -> float:
     right, wrong = example.answers[0][0], example.wrongs[0][0]
-    for size in range(LONGEST, -1, -1):
+    for size in range(min(LONGEST, len(example.clean)), -1, -1):
         context = example.clean[len(example.clean) - size :]
         a, b = counts[context, right], counts[context, wrong]
         if a != b:

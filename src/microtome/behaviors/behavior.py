@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from microtome.behaviors.examples import Examples, prepare
 from microtome.behaviors.items import SPLITS, Item, Split, check_item
+from microtome.behaviors.preparation import prepare
 from microtome.core.seeds import rng
 from microtome.errors import EmptyDataError, PairError
 
 if TYPE_CHECKING:
     from microtome.behaviors.check import Check
+    from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
+
+Misfits = Literal["drop", "refuse"]
+
+HEADER = "microtome behavior"
+VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +37,8 @@ class Behavior:
         metric: Name of the default metric.
         chance: Accuracy of guessing.
         seed: Seed it was generated with.
+        misfits: What to do with items that do not fit a tokenizer: ``drop`` and count them, or
+            ``refuse`` them with an error that names the first.
     """
 
     name: str
@@ -41,6 +49,7 @@ class Behavior:
     metric: str = "logit_difference"
     chance: float = 0.5
     seed: int = 0
+    misfits: Misfits = "drop"
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -68,6 +77,8 @@ class Behavior:
 
         Raises:
             EmptyDataError: If no item fits the tokenizer; the message says why.
+            PairError: If an item does not fit and misfits are refused.
+            TokenizerError: If there is no tokenizer.
         """
         tokenizer = getattr(model, "tokenizer", model)
         anatomy = getattr(model, "anatomy", None)
@@ -79,6 +90,7 @@ class Behavior:
             wanted=self.n,
             longest=max_length or context,
             behavior=self.name,
+            strict=self.misfits == "refuse",
         )
 
     def check(self, model: Model, *, seed: int = 0) -> Check:
@@ -107,10 +119,15 @@ class Behavior:
         return replace(self, items=(*self.items, *items))
 
     def save(self, path: str | Path) -> Path:
-        """Write the items as JSONL that :func:`microtome.behaviors.load` reads; return the path."""
+        """Write a JSONL file that :func:`microtome.behaviors.load` reads; return its path.
+
+        The first row describes the behavior, each further one is an item.
+        """
         from microtome.store.tables import write_jsonl
 
-        return write_jsonl(path, [asdict(item) for item in self.items])
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "items"}
+        header = {"schema": HEADER, "version": VERSION, **settings}
+        return write_jsonl(path, [header, *(asdict(item) for item in self.items)])
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(self.split(s))} {s}" for s in SPLITS)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from microtome.behaviors.baselines import bag_of_words_accuracy, ngram_accuracy
 from microtome.behaviors.evaluate import evaluate
 from microtome.core.provenance import Provenance, collect
@@ -107,13 +109,7 @@ def check(
     full = evaluate(model, test, metric=behavior.metric)
     empty = evaluate(model, test, metric=behavior.metric, side="corrupt")
     clusters = test.clusters
-    difference = full.values - empty.values
-    error = cluster_standard_error(difference, clusters)
-    separation = (
-        float(abs(difference.mean()) / error)
-        if error > 0
-        else float("inf") * abs(difference.mean() or 0.0)
-    )
+    separation = _separation(full.values - empty.values, clusters)
     baselines = {
         "n-gram": cluster_bootstrap(ngram_accuracy(train, test), clusters, seed=seed),
         "bag-of-words": cluster_bootstrap(
@@ -130,7 +126,7 @@ def check(
         twin=shuffled.interval(seed=seed),
         full=full.interval(seed=seed),
         empty=empty.interval(seed=seed),
-        separation=separation if separation == separation else 0.0,
+        separation=separation,
         passed=not reasons,
         reasons=reasons,
         drops={d.reason: d.count for d in prepared.drops},
@@ -139,6 +135,14 @@ def check(
         metric=behavior.metric,
         provenance=collect(model, {"behavior": behavior.name, "n": behavior.n}, seed=seed),
     )
+
+
+def _separation(difference: np.ndarray, clusters: np.ndarray) -> float:
+    """Return how many clustered standard errors the mean of the paired differences is from zero."""
+    error, mean = cluster_standard_error(difference, clusters), abs(float(difference.mean()))
+    if mean == 0:
+        return 0.0
+    return mean / error if error > 0 else float("inf")
 
 
 def gate_reasons(

@@ -6,12 +6,13 @@ import ast
 import io
 import sysconfig
 import tokenize
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from microtome.behaviors.items import Feature, Item
 from microtome.core.seeds import rng
-from microtome.errors import EmptyDataError, UnknownNameError, nearest
+from microtome.errors import DataError, EmptyDataError, UnknownNameError, nearest
 
 LOOK_BACK = 240
 """Characters of the file that a prompt keeps at most, from a line's start."""
@@ -25,8 +26,9 @@ def natural(
     Args:
         behavior: ``quote-closing``, ``bracket-closing``, ``self-assignment`` or
             ``default-or-close``.
-        paths: Files to read; by default those of the running Python's standard library. A file that
-            a model was trained on is no test of it.
+        paths: Files, or folders of them; by default those of the running Python's standard library.
+            A file that a model was trained on is no test of it. Files that this Python cannot parse
+            are left out.
         n: How many items, at most four from one file.
         seed: Which ones.
 
@@ -34,13 +36,14 @@ def natural(
         Items of the test split, one cluster a file.
 
     Raises:
+        DataError: If a file does not exist.
         UnknownNameError: If the behavior has no natural items.
         EmptyDataError: If the files hold none.
     """
     key = behavior.replace("_", "-")
     if key not in _CUTTERS:
         raise UnknownNameError(f"{behavior!r} has no natural items{nearest(key, _CUTTERS)}.")
-    files = [Path(p) for p in paths] if paths is not None else _standard_library()
+    files = _standard_library() if paths is None else _python_files(paths)
     random = rng(seed, "natural", key)
     items: list[Item] = []
     seen: set[tuple[str, str]] = set()
@@ -64,14 +67,30 @@ def _standard_library() -> list[Path]:
     return [p for p in sorted(folder.glob("*.py")) if p.stat().st_size < 80_000]
 
 
+def _python_files(paths: Iterable[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"There is no file {path}; give Python files or folders of them.")
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return files
+
+
+def _parsed(text: str) -> ast.Module:
+    with warnings.catch_warnings():
+        # what the parser thinks of a stranger's escapes is not for our reader
+        warnings.simplefilter("ignore")
+        return ast.parse(text)
+
+
 def _from_file(path: Path, behavior: str) -> Iterator[Item]:
     try:
         text = path.read_text(encoding="utf-8")
-        ast.parse(text)
+        _parsed(text)
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError):
         return
     for start, end, opener, swapped, answer, wrong, features in _CUTTERS[behavior](text):
-        begin = _line_start(text, max(0, start - LOOK_BACK))
+        begin = _line_start(text, start)
         prompt = text[begin:end]
         corrupt = text[begin:start] + swapped + text[start + len(opener) : end]
         if prompt == corrupt or "⟦" in prompt:
@@ -85,7 +104,7 @@ def _from_file(path: Path, behavior: str) -> Iterator[Item]:
             cluster=f"natural/{path.name}",
             template="natural",
             split="test",
-            roles={"cue": (span, (span[0], span[0] + len(swapped)))},
+            roles={_CUES[behavior]: (span, (span[0], span[0] + len(swapped)))},
             features={"template": "natural", **features},
             natural=True,
             source=path.name,
@@ -93,11 +112,15 @@ def _from_file(path: Path, behavior: str) -> Iterator[Item]:
 
 
 def _line_start(text: str, place: int) -> int:
-    """Return the start of the first line that begins at or after a place."""
-    if place == 0:
+    """Return where a prompt that holds a place begins: a line's start, at most LOOK_BACK before.
+
+    Where the place's own line is longer than that, it begins within the line.
+    """
+    earliest = place - LOOK_BACK
+    if earliest <= 0:
         return 0
-    following = text.find("\n", place)
-    return place if following < 0 else following + 1
+    following = text.find("\n", earliest, place)
+    return earliest if following < 0 else following + 1
 
 
 Cut = tuple[int, int, str, str, str, str | tuple[str, ...], dict[str, Feature]]
@@ -105,9 +128,10 @@ Cut = tuple[int, int, str, str, str, str | tuple[str, ...], dict[str, Feature]]
 
 
 def _offsets(text: str) -> list[int]:
+    """Return where each line begins; only newlines end lines, as the parser counts them."""
     starts = [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    for line in text.split("\n"):
+        starts.append(starts[-1] + len(line) + 1)
     return starts
 
 
@@ -140,6 +164,7 @@ def _quotes(text: str) -> Iterator[Cut]:
         yield begin, end - 1, quote, other, quote, other, features
 
 
+_SHAPES = {"(": "round", "[": "square", "{": "curly"}
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -156,15 +181,15 @@ def _brackets(text: str) -> Iterator[Cut]:
             if not outer or outer == opener or not 1 < begin - place < 120:
                 continue
             features: dict[str, Feature] = {
-                "inner bracket": opener,
-                "outer bracket": outer,
+                "inner bracket": _SHAPES[opener],
+                "outer bracket": _SHAPES[outer],
                 "depth": float(len(stack) + 1),
             }
             yield place, begin, opener, outer, _PAIRS[opener], _PAIRS[outer], features
 
 
 def _functions(text: str) -> Iterator[ast.FunctionDef]:
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(_parsed(text)):
         if isinstance(node, ast.FunctionDef):
             yield node
 
@@ -222,11 +247,21 @@ def _signatures(text: str) -> Iterator[Cut]:
             continue
         begin = starts[before.lineno - 1] + (before.end_col_offset or 0)
         end = starts[last.lineno - 1] + (last.end_col_offset or 0)
-        if text[begin : begin + 5] != "=None":
+        # the parser counts columns in bytes
+        line = text[starts[before.lineno - 1] : starts[before.lineno]]
+        if text[begin : begin + 5] != "=None" or not line.isascii():
             continue
         features: dict[str, Feature] = {"parameters before": float(len(arguments.args) - 1)}
         yield begin, end, "=None", ", name", "=", (")", ","), features
 
+
+_CUES = {
+    "quote-closing": "opening quote",
+    "bracket-closing": "inner bracket",
+    "self-assignment": "attribute",
+    "default-or-close": "default",
+}
+"""Role of what differs between the two prompts, named as in the generated items."""
 
 _CUTTERS: dict[str, Callable[[str], Iterator[Cut]]] = {
     "quote-closing": _quotes,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from microtome.behaviors.examples import Example, Examples, Tokens
+from microtome.behaviors.examples import Examples, Tokens
 from microtome.behaviors.metrics import (
     KLToUnchanged,
     LastTokenMetric,
@@ -18,7 +18,7 @@ from microtome.behaviors.metrics import (
     metric,
 )
 from microtome.core.stats import Interval, cluster_bootstrap
-from microtome.errors import ConfigError, EmptyDataError
+from microtome.errors import ConfigError, EmptyDataError, MetricError
 
 if TYPE_CHECKING:
     from microtome.tracing.interventions import Intervention
@@ -66,7 +66,8 @@ def evaluate(
 ) -> Scores:
     """Run a model on one side of each pair and score it.
 
-    The metric's answers are those of the clean prompt on both sides.
+    The metric's answers are those of the clean prompt on both sides. With a metric of several
+    tokens, positions that an intervention counts from the end count from the continuation's end.
 
     Args:
         model: The model.
@@ -79,6 +80,7 @@ def evaluate(
 
     Raises:
         EmptyDataError: If there are no examples.
+        MetricError: If the metric is of a kind that cannot be run here, or the logits hold NaN.
     """
     chosen = _metric(metric)
     values = np.zeros(len(examples))
@@ -124,7 +126,11 @@ def _scores(
         changed = _logits(model.trace(prompts, interventions=changes, logits="last").logits)
         plain = _logits(model.trace(prompts, logits="last").logits)
         return chosen.between(plain[:, 0], changed[:, 0]).cpu().numpy()
-    return _sequence_scores(model, chunk, chosen, prompts, changes)
+    if isinstance(chosen, SequenceLogProbability):
+        return _sequence_scores(model, chunk, chosen, prompts, changes)
+    raise MetricError(
+        f"{chosen!r} is no metric that can be run; give a name or make one with custom_metric()."
+    )
 
 
 def _sequence_scores(
@@ -166,8 +172,3 @@ def _logits(logits: torch.Tensor | None) -> torch.Tensor:
     if logits is None:
         raise EmptyDataError("The model returned no logits.")
     return logits
-
-
-def clusters_of(examples: Iterable[Example]) -> np.ndarray:
-    """Return the cluster of each example as an array of texts."""
-    return np.array([e.cluster for e in examples]).astype(str)

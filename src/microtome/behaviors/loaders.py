@@ -1,81 +1,146 @@
-"""Behaviors from a user's JSONL or CSV file; errors name the row.
+r"""Behaviors from a user's JSONL or CSV file; errors name the row.
 
-Columns: ``clean``, ``corrupt``, ``answer`` (or ``answers``), ``wrong`` (or ``wrongs``); optional
-``cluster``, ``template``, ``split``, ``feature.NAME``. In CSV several answers are separated by
-``|``. Without ``split``, clusters (or rows) are spread over the splits by a seed.
+Columns:
+
+- ``clean``, ``corrupt``, ``answer``, ``wrong``: required. ``answers`` and ``wrongs`` mean the same.
+  In JSONL several answers are a list of texts, in CSV they are separated by ``|`` (``\|`` is the
+  mark itself).
+- ``cluster``: rows that are not independent share one; by default every row is its own.
+- ``template``, ``source``, ``natural``.
+- ``split``: ``train``, ``validation`` or ``test``, in every row or in none; without it, clusters
+  are spread over the splits by a seed.
+- ``feature.NAME``, or in JSONL an object ``features``: text, number or true/false.
+- ``roles``: an object ``{name: [[start, end], [start, end]]}`` of character ranges in ``clean`` and
+  ``corrupt``; in CSV as JSON text.
+
+Every item has to fit the tokenizer it is prepared for: one that does not is an error, unless
+misfits are dropped. Files written by :meth:`~microtome.behaviors.behavior.Behavior.save` begin with
+a row that describes the behavior.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from microtome.behaviors.behavior import Behavior
-from microtome.behaviors.items import SPLITS, Feature, Item, Span, Split
+from microtome.behaviors.behavior import HEADER, VERSION, Behavior, Misfits
+from microtome.behaviors.items import SPLITS, Feature, Item, Span, Split, check_item
 from microtome.core.seeds import rng
-from microtome.errors import DataError, EmptyDataError
+from microtome.errors import DataError, EmptyDataError, FormatError, nearest
 from microtome.store.tables import Row, read_csv, read_jsonl
 
 SUFFIXES = (".jsonl", ".csv")
 
-_SHARES = (0.5, 0.7)
-"""Where, among the shuffled clusters, validation and test begin."""
+COLUMNS = (
+    "clean", "corrupt", "answer", "answers", "wrong", "wrongs", "cluster", "template", "split",
+    "features", "roles", "natural", "source",
+)  # fmt: skip
+"""Columns that a row may have, besides ``feature.NAME``."""
+
+_BEGINS: Mapping[Split, float] = {"train": 0.0, "validation": 0.5, "test": 0.7}
+"""Where, among the shuffled clusters, each split begins."""
 
 
-def load(path: str | Path, *, seed: int = 0) -> Behavior:
+def load(path: str | Path, *, seed: int = 0, misfits: Misfits | None = None) -> Behavior:
     """Return the behavior in a JSONL or CSV file.
 
     Args:
         path: The file.
         seed: Spreads clusters over the splits where the file names none.
+        misfits: ``refuse`` items that do not fit a tokenizer, or ``drop`` and count them. By
+            default a file's items are refused, and a saved behavior's treated as before.
 
     Raises:
-        DataError: If a row is wrong: missing columns, NaN, a wrong type, a binary file.
+        DataError: If a row is wrong: missing or unknown columns, NaN, a wrong type, a binary file.
         EmptyDataError: If the file holds no rows.
+        FormatError: If a newer version wrote the file.
         PairError: If a pair repeats, or an answer is also a wrong answer.
     """
     place = Path(path)
     if not place.is_file():
-        raise DataError(f"There is no file {place}.")
-    rows = read_csv(place) if place.suffix == ".csv" else read_jsonl(place)
+        what = "is a folder" if place.is_dir() else "does not exist"
+        raise DataError(f"{place} {what}; give a JSONL or CSV file of prompt pairs.")
+    csv = place.suffix == ".csv"
+    rows = read_csv(place) if csv else read_jsonl(place)
+    header = _header(rows[0]) if rows and "schema" in rows[0] else {}
+    if header:
+        rows = rows[1:]
     if not rows:
-        raise EmptyDataError(f"{place} holds no rows.")
-    items = [_item(row) for row in rows]
-    if not any("split" in row for row in rows):
-        items = _with_splits(items, seed)
-    name = place.stem
-    return Behavior(name, name, f"Pairs from {place.name}.", tuple(items), seed=seed)
+        raise EmptyDataError(f"{place} holds no items.")
+    items = _with_splits([_item(row, csv) for row in rows], rows, seed)
+    settings: dict[str, Any] = {
+        "name": place.stem,
+        "title": place.stem,
+        "description": f"Pairs from {place.name}.",
+        "misfits": "refuse",
+        "seed": seed,
+        **header,
+    }
+    if misfits is not None:
+        settings["misfits"] = misfits
+    return Behavior(items=tuple(items), **settings)
 
 
-def _item(row: Row) -> Item:
-    roles = row.get("roles") or {}
-    if not isinstance(roles, Mapping):
-        raise DataError(f"{row.place}: roles must be an object of character ranges.")
-    template = _text(row, "template", "file")
-    return Item(
+def _header(row: Row) -> dict[str, Any]:
+    """Return a saved behavior's settings."""
+    if row["schema"] != HEADER or not isinstance(row.get("version"), int):
+        raise FormatError(
+            f"{row.place}: schema {row['schema']!r}; expected {HEADER!r} with a version."
+        )
+    if row["version"] > VERSION:
+        raise FormatError(
+            f"{row.place}: version {row['version']} of a behavior file; this microtome reads up to "
+            f"{VERSION}. Update it."
+        )
+    known = Behavior.__dataclass_fields__
+    unknown = [k for k in row if k not in (*known, "schema", "version")]
+    if unknown:
+        raise FormatError(
+            f"{row.place}: unknown setting {unknown[0]!r}{nearest(unknown[0], known)}."
+        )
+    return {k: v for k, v in row.items() if k not in ("schema", "version")}
+
+
+def _item(row: Row, csv: bool) -> Item:
+    for name in row:
+        if name not in COLUMNS and not name.startswith("feature."):
+            raise DataError(
+                f"{row.place}: unknown column {name!r}{nearest(name, COLUMNS)}. Name a property "
+                f"feature.{name}, or remove the column."
+            )
+    item = Item(
         clean=_text(row, "clean"),
         corrupt=_text(row, "corrupt"),
-        answers=_answers(row, "answer"),
-        wrongs=_answers(row, "wrong"),
+        answers=_answers(row, "answer", csv),
+        wrongs=_answers(row, "wrong", csv),
         cluster=_text(row, "cluster", f"row {row.number}"),
-        template=template,
+        template=_text(row, "template", "file"),
         split=_split(row),
-        roles={str(k): _spans(v, row) for k, v in roles.items()},
-        features=_features(row),
-        natural=bool(row.get("natural", False)),
+        roles=_roles(row, csv),
+        features=_features(row, csv),
+        natural=_truth(row, "natural"),
         source=row.place,
     )
+    check_item(item, row.place)
+    return item
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(row: Row, name: str, default: str | None = None) -> str:
     value = row.get(name)
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if _absent(value):
         if default is not None:
             return default
         raise DataError(
-            f"{row.place}: the column {name!r} is missing or empty. Columns: {', '.join(row)}."
+            f"{row.place}: the column {name!r} is missing, empty or NaN. Columns: {', '.join(row)}."
         )
     if not isinstance(value, str):
         raise DataError(
@@ -84,13 +149,19 @@ def _text(row: Row, name: str, default: str | None = None) -> str:
     return value
 
 
-def _answers(row: Row, name: str) -> tuple[str, ...]:
+def _answers(row: Row, name: str, csv: bool) -> tuple[str, ...]:
+    if name in row and f"{name}s" in row:
+        raise DataError(f"{row.place}: both {name!r} and {f'{name}s'!r} are given; give one.")
     value = row.get(f"{name}s", row.get(name))
     if isinstance(value, str) and value:
-        return tuple(part for part in value.split("|") if part)
+        parts = re.split(r"(?<!\\)\|", value) if csv else [value]
+        return tuple(p.replace("\\|", "|") for p in parts) if csv else tuple(parts)
     if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
         return tuple(value)
-    raise DataError(f"{row.place}: {name!r} is missing or not text: {value!r}.")
+    raise DataError(
+        f"{row.place}: {name!r} is missing, empty or not text: {value!r}. "
+        f"Columns: {', '.join(row)}."
+    )
 
 
 def _split(row: Row) -> Split:
@@ -100,39 +171,107 @@ def _split(row: Row) -> Split:
     return cast(Split, value)
 
 
-def _spans(value: Any, row: Row) -> tuple[Span, Span]:
+def _truth(row: Row, name: str) -> bool:
+    value = _value(row.get(name, False) or False)
+    if not isinstance(value, bool):
+        raise DataError(f"{row.place}: {name!r} is {value!r}; expected true or false.")
+    return value
+
+
+def _roles(row: Row, csv: bool) -> dict[str, tuple[Span, Span]]:
+    value = row.get("roles") or {}
+    if csv and isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise DataError(f"{row.place}: roles are not JSON: {value[:60]!r}.") from None
+    if not isinstance(value, Mapping):
+        raise DataError(f"{row.place}: roles must be an object of character ranges.")
+    lengths = (len(row["clean"]), len(row["corrupt"]))
+    return {str(name): _spans(spans, lengths, row) for name, spans in value.items()}
+
+
+def _spans(value: Any, lengths: tuple[int, int], row: Row) -> tuple[Span, Span]:
     try:
         (a, b), (c, d) = value
-        return (int(a), int(b)), (int(c), int(d))
+        clean, corrupt = (int(a), int(b)), (int(c), int(d))
     except (TypeError, ValueError):
         raise DataError(
             f"{row.place}: a role is [[start, end], [start, end]]; got {value!r}."
         ) from None
+    for (start, end), length in zip((clean, corrupt), lengths, strict=True):
+        if not 0 <= start <= end <= length:
+            raise DataError(
+                f"{row.place}: the range [{start}, {end}] is outside a prompt of {length} "
+                "characters."
+            )
+    return clean, corrupt
 
 
-def _features(row: Row) -> dict[str, Feature]:
-    found: dict[str, Any] = dict(row.get("features") or {})
+def _features(row: Row, csv: bool) -> dict[str, Feature]:
+    given = row.get("features") or {}
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"{row.place}: features must be an object; in CSV use feature.NAME columns."
+        )
+    found: dict[str, Any] = dict(given)
     found.update(
         {k.removeprefix("feature."): v for k, v in row.items() if k.startswith("feature.")}
     )
+    read: dict[str, Feature] = {}
     for name, value in found.items():
-        if not isinstance(value, str | int | float | bool) or value != value:
+        kept = _value(value) if csv else value
+        if not isinstance(kept, str | int | float | bool) or kept == "" or kept != kept:
             raise DataError(
-                f"{row.place}: the feature {name!r} is {value!r}; expected text or a number."
+                f"{row.place}: the feature {name!r} is {value!r}; expected text, a number or "
+                "true/false."
             )
-    return found
+        read[name] = kept if isinstance(kept, str | bool) else float(kept)
+    return read
 
 
-def _with_splits(items: list[Item], seed: int) -> list[Item]:
-    """Spread clusters over the splits."""
-    from dataclasses import replace
+def _value(value: Any) -> Any:
+    """Return the truth value or number that a CSV field holds, or its text."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
+
+def _with_splits(items: list[Item], rows: Sequence[Row], seed: int) -> list[Item]:
+    """Spread clusters over the splits where the rows name none.
+
+    Raises:
+        DataError: If only some rows name one, or a cluster is in two of them.
+    """
+    named = [not _absent(row.get("split")) for row in rows]
+    if all(named):
+        return _checked(items, rows)
+    if any(named):
+        row = rows[named.index(False)]
+        raise DataError(f"{row.place}: no split, but other rows name one; name it in all or none.")
     clusters = sorted({i.cluster for i in items})
     order = rng(seed, "splits").permutation(len(clusters))
     rank = {clusters[int(c)]: (place + 0.5) / len(clusters) for place, c in enumerate(order)}
 
     def split(item: Item) -> Split:
         share = rank[item.cluster]
-        return "train" if share < _SHARES[0] else "validation" if share < _SHARES[1] else "test"
+        return [name for name in SPLITS if share >= _BEGINS[name]][-1]
 
     return [replace(item, split=split(item)) for item in items]
+
+
+def _checked(items: list[Item], rows: Sequence[Row]) -> list[Item]:
+    first: dict[str, tuple[Split, str]] = {}
+    for item, row in zip(items, rows, strict=True):
+        split, place = first.setdefault(item.cluster, (item.split, row.place))
+        if split != item.split:
+            raise DataError(
+                f"{row.place}: cluster {item.cluster!r} is in {item.split} here and in {split} in "
+                f"{place}; a cluster belongs to one split."
+            )
+    return items

@@ -1,14 +1,25 @@
-"""Metrics: from logits to one number per example. Each declares what it reads."""
+"""Metrics: from logits to one number per example. Each declares what it reads.
+
+Where several answers are right, the logit difference takes the mean of their logits, which keeps it
+linear; the probability difference and the loss sum their probabilities; accuracy compares the best
+answer with the best wrong answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from microtome.behaviors.examples import Example, Tokens
 from microtome.errors import MetricError, UnknownNameError, nearest
+
+Value = Callable[[torch.Tensor, Example], torch.Tensor]
+"""From the logits behind an example's prompt, ``[vocab]``, to a number."""
+
+Direction = Callable[[Example], tuple[tuple[int, ...], tuple[float, ...]]]
+"""From an example to token ids and the weights of their logits."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +32,21 @@ class LastTokenMetric:
     Attributes:
         name: The name it is looked up and printed by.
         unit: Unit of the value.
-        linear: Whether it is linear in the logits.
+        value: The function that gives it.
+        weights: Token ids and weights, for a metric that is linear in the logits.
         higher_is_better: Whether a larger value means more of the behavior.
     """
 
     name: str
     unit: str
-    linear: bool = False
+    value: Value = field(repr=False)
+    weights: Direction | None = field(default=None, repr=False)
     higher_is_better: bool = True
+
+    @property
+    def linear(self) -> bool:
+        """Whether the value is linear in the logits."""
+        return self.weights is not None
 
     def continuations(self, example: Example) -> tuple[Tokens, ...]:
         """Return what is appended to the prompt: nothing."""
@@ -48,11 +66,9 @@ class LastTokenMetric:
         Raises:
             MetricError: If the metric is not linear.
         """
-        if not self.linear:
+        if self.weights is None:
             raise MetricError(f"{self.name} is not linear in the logits, so it has no direction.")
-        right, wrong = first_tokens(example)
-        ids = (*right, *wrong)
-        return ids, (*([1 / len(right)] * len(right)), *([-1 / len(wrong)] * len(wrong)))
+        return self.weights(example)
 
     def __call__(
         self, logits: torch.Tensor, lengths: torch.Tensor, examples: Sequence[Example]
@@ -63,15 +79,26 @@ class LastTokenMetric:
             logits: ``[batch, pos, vocab]``, or ``[batch, 1, vocab]`` with the last position only.
             lengths: Tokens of each row.
             examples: The example of each row.
+
+        Raises:
+            MetricError: If there are not as many examples as rows, the logits that are read hold
+                NaN, or the metric gives something else than one number.
         """
         if len(examples) != logits.shape[0]:
             raise MetricError(f"{len(examples)} examples for {logits.shape[0]} rows of logits.")
         rows = torch.arange(logits.shape[0], device=logits.device)
         last = lengths.to(logits.device) - 1
         read = logits[:, 0] if logits.shape[1] == 1 else logits[rows, last]
-        return torch.stack(
-            [_VALUES[self.name](row.float(), e) for row, e in zip(read, examples, strict=True)]
-        )
+        if bool(torch.isnan(read).any()):
+            row = int(torch.isnan(read).any(-1).nonzero()[0, 0])
+            raise MetricError(
+                f"{self.name} cannot be computed: the logits of example {examples[row].index} "
+                "hold NaN."
+            )
+        values = [self.value(row.float(), e) for row, e in zip(read, examples, strict=True)]
+        if any(not isinstance(v, torch.Tensor) or v.ndim != 0 for v in values):
+            raise MetricError(f"{self.name} must give a tensor without axes for every example.")
+        return torch.stack(values)
 
 
 def first_tokens(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -102,12 +129,53 @@ def _loss(row: torch.Tensor, example: Example) -> torch.Tensor:
     return -torch.log_softmax(row, dim=-1)[list(right)].logsumexp(0)
 
 
-_VALUES = {
-    "logit_difference": _logit_difference,
-    "probability_difference": _probability_difference,
-    "accuracy": _accuracy,
-    "loss": _loss,
-}
+def _difference_weights(example: Example) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    right, wrong = first_tokens(example)
+    weights = (*([1 / len(right)] * len(right)), *([-1 / len(wrong)] * len(wrong)))
+    return (*right, *wrong), weights
+
+
+def custom_metric(
+    name: str,
+    value: Value | None = None,
+    *,
+    direction: Direction | None = None,
+    unit: str = "",
+    higher_is_better: bool = True,
+) -> LastTokenMetric:
+    """Return a metric of your own that reads the logits behind the prompt.
+
+    Args:
+        name: The name it is printed by.
+        value: Function from logits ``[vocab]`` and an example to a tensor without axes. It has to
+            be differentiable if gradients are wanted.
+        direction: For a metric that is linear in the logits, instead of ``value``: function from an
+            example to token ids and the weights of their logits.
+        unit: Unit of the value.
+        higher_is_better: Whether a larger value means more of the behavior.
+
+    Raises:
+        MetricError: If not exactly one of ``value`` and ``direction`` is given.
+
+    Example:
+        >>> from microtome.behaviors import custom_metric
+        >>> custom_metric("answer_logit", direction=lambda e: (e.answers[0][:1], (1.0,))).linear
+        True
+    """
+    if (value is None) == (direction is None):
+        raise MetricError(f"{name}: give either a value or a direction, not both or neither.")
+    read = value if value is not None else _weighted(direction)
+    return LastTokenMetric(name, unit, read, direction, higher_is_better)
+
+
+def _weighted(direction: Direction | None) -> Value:
+    """Return the function that a direction stands for."""
+
+    def value(row: torch.Tensor, example: Example) -> torch.Tensor:
+        ids, weights = direction(example) if direction else ((), ())
+        return row[list(ids)] @ torch.tensor(weights, dtype=row.dtype, device=row.device)
+
+    return value
 
 
 @dataclass(frozen=True)
@@ -203,12 +271,16 @@ class KLToUnchanged:
 Metric = LastTokenMetric | SequenceLogProbability | KLToUnchanged
 
 METRICS: dict[str, Metric] = {
-    "logit_difference": LastTokenMetric("logit_difference", "logits", linear=True),
-    "probability_difference": LastTokenMetric("probability_difference", "probability"),
+    "logit_difference": LastTokenMetric(
+        "logit_difference", "logits", _logit_difference, _difference_weights
+    ),
+    "probability_difference": LastTokenMetric(
+        "probability_difference", "probability", _probability_difference
+    ),
     "sequence_log_probability": SequenceLogProbability(),
-    "accuracy": LastTokenMetric("accuracy", "share"),
+    "accuracy": LastTokenMetric("accuracy", "share", _accuracy),
     "kl_to_unchanged": KLToUnchanged(),
-    "loss": LastTokenMetric("loss", "nats", higher_is_better=False),
+    "loss": LastTokenMetric("loss", "nats", _loss, higher_is_better=False),
 }
 """The metrics by name."""
 

@@ -13,12 +13,17 @@ from microtome.behaviors.generators.words import (
     COMMON,
     GIFTS,
     GIRLS,
+    INVENTED,
+    IRREGULAR,
     NAMES,
     OBJECTS,
     PLACES,
     SINGULARS,
     unique,
 )
+
+POOL = 24
+"""Items in the pool for each one wanted: names and plurals seldom have equal numbers of tokens."""
 
 
 def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
@@ -66,6 +71,7 @@ def indirect_object(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"name": unique(NAMES), "place": PLACES, "gift": GIFTS},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
@@ -113,6 +119,8 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
             w, "The {x} loved to play outside.", "{x} loved to play outside."
         ),
         "home": lambda w: _pronoun(w, "Then the {x} went home.", "Then {x} went home."),
+        "named": lambda w: _called(w, "Once upon a time, there was a {x} named {name}."),
+        "day and name": lambda w: _called(w, "One day, a {x} named {name} went to the park."),
     }
     test = {
         "little": lambda w: _pronoun(
@@ -125,6 +133,8 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
             w, "In the house, the {x} was sad.", "In the house, {x} was sad."
         ),
         "wanted": lambda w: _pronoun(w, "The {x} wanted to go home.", "{x} wanted to go home."),
+        "lived": lambda w: _called(w, "A {x} named {name} lived in a big house."),
+        "big": lambda w: _called(w, "There was a big {x} named {name}."),
     }
     return generate(
         "gendered-pronoun",
@@ -133,26 +143,37 @@ def gendered_pronoun(n: int = 200, *, seed: int = 0) -> Behavior:
         "pronoun has the gender of the noun or name.",
         train=train,
         test=test,
-        lists={"girl": GIRLS, "boy": BOYS},
+        lists={"girl": GIRLS, "boy": BOYS, "invented": INVENTED},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
 def _pronoun(w: Words, noun_shape: str, name_shape: str) -> Draft:
     girl, boy = w.one("girl"), w.one("boy")
-    for _ in range(50):
-        if girl[0].isupper() == boy[0].isupper():
-            break
+    while girl[0].isupper() != boy[0].isupper():
         girl, boy = w.one("girl"), w.one("boy")
+    return _person(w, name_shape if girl[0].isupper() else noun_shape, girl, boy)
+
+
+def _called(w: Words, shape: str) -> Draft:
+    """Write about a person known by a noun, whose invented name does not tell the gender."""
+    girl, boy = w.one("girl"), w.one("boy")
+    while girl[0].isupper() or boy[0].isupper():
+        girl, boy = w.one("girl"), w.one("boy")
+    name = f"⟦name:{w.one('invented')}⟧"
+    return _person(w, shape.replace("{name}", name), girl, boy)
+
+
+def _person(w: Words, shape: str, girl: str, boy: str) -> Draft:
     female = w.chance(0.5)
-    shape = name_shape if girl[0].isupper() else noun_shape
     clean, corrupt = (girl, boy) if female else (boy, girl)
     right, wrong = (" She", " He") if female else (" He", " She")
     texts = [shape.format(x=f"⟦person:{x}⟧") for x in (clean, corrupt)]
     features = {
         "gender": "female" if female else "male",
-        "named": girl[0].isupper(),
+        "known by": "name" if girl[0].isupper() else "noun",
         "letters": float(len(clean)),
     }
     return Draft(texts[0], texts[1], right, wrong, clean, features)
@@ -192,11 +213,14 @@ def subject_verb_agreement(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"noun": SINGULARS, "attractor": ATTRACTORS},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
 def plural(noun: str) -> str:
-    """Return the regular plural of a noun."""
+    """Return the plural of a noun."""
+    if noun in IRREGULAR:
+        return IRREGULAR[noun]
     if noun.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -260,6 +284,7 @@ def induction(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"word": unique(COMMON)},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 
@@ -332,6 +357,7 @@ def entity_tracking(n: int = 200, *, seed: int = 0) -> Behavior:
         lists={"thing": OBJECTS, "place": BOXES},
         n=n,
         seed=seed,
+        pool=POOL,
     )
 
 

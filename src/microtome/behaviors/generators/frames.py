@@ -109,6 +109,7 @@ def generate(
     lists: Mapping[str, Sequence[str]],
     n: int,
     seed: int,
+    pool: int = OVERSAMPLING,
 ) -> Behavior:
     """Write a behavior's pool of items.
 
@@ -121,6 +122,7 @@ def generate(
         lists: Word lists.
         n: How many examples are wanted over all splits.
         seed: Same seed, same items.
+        pool: Items in the pool for each one wanted.
 
     Raises:
         ConfigError: If ``n`` is below 20.
@@ -132,7 +134,7 @@ def generate(
         templates = test if split == "test" else train
         random = rng(seed, name, split)
         words = Words(lists, split, random)
-        each = -(-round(n * WORD_SHARES[split] * OVERSAMPLING) // len(templates))
+        each = -(-round(n * WORD_SHARES[split] * pool) // len(templates))
         for template, write in templates.items():
             items += [_item(write(words), name, template, split) for _ in range(each)]
     unique = {(i.clean, i.corrupt): i for i in items if i.clean != i.corrupt}

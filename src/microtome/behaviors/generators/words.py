@@ -52,8 +52,22 @@ SINGULARS = (
     "dog", "cat", "bird", "boy", "girl", "tree", "car", "boat", "ball", "flower", "rabbit", "bear",
     "duck", "frog", "teacher", "doctor", "farmer", "king", "teddy", "toy", "book", "bee", "pig",
     "cow", "horse", "friend", "kid", "robot", "monster", "apple", "cloud", "star", "key", "door",
-    "truck", "train", "cookie", "puppy",
+    "truck", "train", "cookie", "puppy", "man", "woman", "fireman", "policeman", "mouse", "goose",
+    "wife", "knife", "child", "shoe", "plate", "pie", "game", "kite", "plane", "snake", "nurse",
+    "prince", "tie", "eagle", "candle", "bike", "statue", "picture",
 )  # fmt: skip
+IRREGULAR = {
+    "man": "men", "woman": "women", "fireman": "firemen", "policeman": "policemen", "mouse": "mice",
+    "goose": "geese", "wife": "wives", "knife": "knives", "child": "children",
+}  # fmt: skip
+"""Plurals that do not follow the rules."""
+
+INVENTED = (
+    "Zog", "Rab", "Kip", "Mun", "Pel", "Dov", "Nix", "Tob", "Lum", "Fen", "Gub", "Wim", "Bix",
+    "Jev", "Sut", "Yol",
+)  # fmt: skip
+"""Names that tell nothing about gender."""
+
 ATTRACTORS = (
     "house",
     "table",
