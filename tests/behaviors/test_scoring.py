@@ -1,4 +1,4 @@
-"""Metrics of one's own, interventions while scoring, baselines that must be right or wrong, the gate."""
+"""Metrics of one's own, interventions while scoring, baselines that must be right or wrong."""
 
 from __future__ import annotations
 
@@ -130,7 +130,11 @@ def test_metrics_that_cannot_be() -> None:
     with pytest.raises(MetricError, match="custom_metric"):
         score(MODEL, EXAMPLES, metric=len)  # type: ignore[arg-type]
     with pytest.raises(MetricError, match="hold NaN"):
-        score(MODEL, EXAMPLES, interventions=[mt.at("final.norm").scale(float("nan"))])
+        score(
+            MODEL,
+            EXAMPLES,
+            interventions=[mt.at("final.norm").apply(lambda value: value * float("nan"))],
+        )
     with pytest.raises(MetricError, match="2 examples for 1 rows"):
         METRICS["loss"](torch.ones(1, 1, 3), torch.tensor([1]), [SETS, SETS])  # type: ignore[operator]
     with pytest.raises(ConfigError, match="batch_size=0"):

@@ -117,7 +117,7 @@ class _Rules:
 
     def ranking(self, model: Model, train: Examples) -> tuple[str, ...]:
         scores = find(model, train, method=self.method, metric=self.metric, ablation=self.ablation)
-        return scores.ranking()
+        return tuple(scores.ranking())
 
     def values(
         self, model: Model, examples: Examples, *circuits: frozenset[str] | None

@@ -113,6 +113,7 @@ def prove(
     open_still = can_reach_a_grade(evaluation, circuit)
     nulls, wrong = None, None
     if open_still or thorough:
+        reached = item_closeness(evaluation.full, evaluation.empty, evaluation.circuit)
         nulls = _nulls(
             model,
             splits,
@@ -121,9 +122,7 @@ def prove(
             config=config,
             metric=metric,
             progress=progress,
-            enough=None
-            if thorough
-            else item_closeness(evaluation.full, evaluation.empty, evaluation.circuit),
+            enough=None if thorough else reached,
         )
         wrong = _inverted_accuracy(
             model, train, test, len(circuit.nodes), config=config, metric=metric
