@@ -196,10 +196,11 @@ def test_short_prompts_count_their_contexts_once() -> None:
 
 
 def test_a_bag_of_words_finds_a_word_anywhere_and_no_order() -> None:
-    def train(first: int, second: int) -> list[tuple[tuple[int, ...], int, int]]:
-        return [((first, second, n, 30), 10, 11) for n in range(40, 46)]
-
-    word = pairs(train(2, 9) + [((n, 3, 9, 30), 11, 10) for n in range(40, 46)])
+    word = Examples(
+        tuple(
+            example((2, 9, n, 30), ((10,),), ((11,),), corrupt=(n, 3, 9, 30)) for n in range(40, 46)
+        )
+    )
     assert bag_of_words_accuracy(word, pairs([((50, 51, 2, 30), 10, 11)]))[0] == 1.0
     assert bag_of_words_accuracy(word, pairs([((50, 3, 51, 30), 11, 10)]))[0] == 1.0
     order = Examples(

@@ -107,4 +107,6 @@ def _command_line() -> str:
     """Return the running command line, the program without its folder."""
     if not sys.argv or not sys.argv[0]:
         return ""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    path = Path(sys.argv[0])
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    return shlex.join([name, *sys.argv[1:]])

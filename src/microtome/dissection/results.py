@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ class Dissection(Result):
         description: What the model has to do, and the task's own rule.
         model: Name of the model.
         shape: Layers, heads and width of the model, in words.
-        config: The settings.
+        config: The settings, and the number of items asked for.
         check: The gate's outcome.
         located: Which parts carry it; None where the gate ended the dissection, like all below.
         circuit: The circuit.
@@ -212,10 +213,20 @@ class Dissection(Result):
 
     @property
     def command(self) -> str:
-        """The command that reproduces it."""
-        config = dict(self.config)
-        parts = ["microtome dissect", self.model, self.behavior, f"--seed {config.get('seed', 0)}"]
-        return " ".join(parts)
+        """The command that reproduces it: the one that ran, or the same for a call from Python."""
+        ran = self.provenance.command if self.provenance is not None else ""
+        if ran.startswith("microtome dissect"):
+            return ran
+        from microtome.dissection.config import Config
+
+        usual = {**config_dict(Config()), "seed": None}
+        options = ["microtome", "dissect", self.model, self.behavior]
+        for name, value in self.config.items():
+            if name == "gate" and not value:
+                options.append("--no-gate")
+            elif value != usual.get(name):
+                options += [f"--{name}", str(value)]
+        return shlex.join(options)
 
     def summary(self) -> dict[str, Any]:
         """Return the figures that matter as plain data, for ``--json``."""

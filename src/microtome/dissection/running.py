@@ -65,7 +65,7 @@ def dissect(
         description=task.description,
         model=model.name,
         shape=f"{anatomy.n_layers} blocks, {anatomy.n_heads} heads, width {anatomy.d_model}",
-        config=config_dict(settings),
+        config={"n": task.n, **config_dict(settings)},
         check=gate,
         seconds=dict(watch.seconds),
         provenance=collect(model, config_dict(settings), seed=settings.seed),
