@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import torch
@@ -79,3 +80,8 @@ def save_model(model: Model, folder: Path) -> Path:
     model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder
+
+
+def interruptible() -> None:
+    """Undo in a child process that a shell in the background makes it ignore interruptions."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.small import code_model, save_model
+from tests.small import code_model, interruptible, save_model
 
 SHORT = ["--n", "60", "--nulls", "1", "--threads", "1"]
 
@@ -151,7 +151,13 @@ def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals) -> 
         "--threads",
         "1",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=interruptible,
+    )
     time.sleep(12)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

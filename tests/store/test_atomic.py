@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.small import interruptible
 
 from microtome.errors import ModelNotFoundError, OutputError
 from microtome.store import atomic
@@ -119,6 +120,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path, kind) -> None:
         [sys.executable, "-c", KILLED, str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        preexec_fn=interruptible,
     )
     with process:
         process.stdout.readline()

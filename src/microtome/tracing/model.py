@@ -293,11 +293,16 @@ class Model:
 
         return twin(self, seed)
 
-    def record(self, prompts: Prompts) -> BaseRun:
-        """Run the model once and keep what a restart at any block needs."""
+    def record(self, prompts: Prompts, *, keys: bool = False) -> BaseRun:
+        """Run the model once and keep what a restart at any block needs.
+
+        Args:
+            prompts: Texts or token ids.
+            keys: Also keep keys and values, for replays of the last positions.
+        """
         from microtome.tracing.replay import record
 
-        return record(self, prompts)
+        return record(self, prompts, keys=keys)
 
     def replay(
         self,

@@ -8,8 +8,10 @@ the certificate of each sweep.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,17 +19,27 @@ from torch import nn
 
 from microtome.errors import ModelSupportError, ShapeError
 from microtome.models import hf
+from microtome.models.discovery import logits_of
 from microtome.models.probe import first_tensor
 from microtome.tracing.call import Call
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.forward import forward_arguments
 from microtome.tracing.instrument import Instrument
 from microtome.tracing.interventions import Intervention
-from microtome.tracing.positions import of_batch
+from microtome.tracing.positions import Positions, of_batch
+from microtome.tracing.suffix import (
+    KeptKeys,
+    Keys,
+    SuffixFacts,
+    cache_name,
+    cut,
+    suffix_facts,
+    with_mask,
+)
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
-    from microtome.tracing.prompts import Batch, Prompts
+    from microtome.tracing.prompts import Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,77 +51,120 @@ class BaseRun:
         lengths: Tokens of each row.
         streams: Residual stream into every block and out of the last, ``n_layers + 1`` tensors
             ``[batch, pos, d_model]``.
-        arguments: For each block, its positional arguments after the stream and its keyword
-            arguments.
-        logits: ``[batch, pos, vocab]``.
+        names: What each block calls the stream where it is passed by name, else ``""``.
+        arguments: The other arguments of each block by name.
+        logits: ``[batch, pos, vocab]``, or at the last position only.
+        keys: Keys and values by the cache's layer number, where they were asked for.
     """
 
     tokens: torch.Tensor
     lengths: tuple[int, ...]
     streams: tuple[torch.Tensor, ...]
-    arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    names: tuple[str, ...]
+    arguments: tuple[dict[str, Any], ...]
     logits: torch.Tensor
+    keys: Keys | None = None
 
 
-def record(model: Model, prompts: Prompts) -> BaseRun:
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Rows that enter a replay at one block.
+
+    Attributes:
+        layer: The block.
+        stream: Residual stream into it, from the first position that is computed
+            ``[n, pos - first, d_model]``.
+        rows: Row of the base run that each row comes from ``[n]``.
+    """
+
+    layer: int
+    stream: torch.Tensor
+    rows: torch.Tensor
+
+
+def record(model: Model, prompts: Prompts, *, keys: bool = False) -> BaseRun:
     """Run the model once without a cache and keep what a restart at any block needs.
+
+    Args:
+        model: The model.
+        prompts: Texts or token ids.
+        keys: Also keep keys and values, for replays of the last positions.
 
     Raises:
         ModelSupportError: If a block did not run exactly once on one residual stream.
     """
     anatomy = require_anatomy(model.anatomy, "Recording a base run")
     batch = model.batch(prompts)
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    streams: list[torch.Tensor] = []
-    last: list[torch.Tensor] = []
-
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream, rest, named = _split(args, kwargs)
-        streams.append(stream)
-        calls.append((rest, named))
-
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        value = first_tensor(output)
-        if value is not None:
-            last.append(value)
-
-    blocks = [model.module.get_submodule(b.path) for b in anatomy.blocks]
     if "*" in anatomy.blocks[0].reasons:
         raise ModelSupportError(f"The pass cannot be restarted: {anatomy.blocks[0].reasons['*']}.")
+    recorder = _Recorder(KeptKeys({}) if keys else None)
+    blocks = [model.module.get_submodule(b.path) for b in anatomy.blocks]
     with contextlib.ExitStack() as stack:
         for block in blocks:
-            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
-        stack.callback(blocks[-1].register_forward_hook(after).remove)
+            hook = block.register_forward_pre_hook(recorder.before, with_kwargs=True)
+            stack.callback(hook.remove)
+        stack.callback(blocks[-1].register_forward_hook(recorder.after).remove)
         stack.enter_context(torch.no_grad())
-        output = model.module(
-            batch.tokens, **forward_arguments(model.module, anatomy, batch, "all")
-        )
-    if len(streams) != len(blocks) or len(last) != 1:
+        arguments = forward_arguments(model.module, anatomy, batch, "all")
+        output = model.module(batch.tokens, **arguments)
+    if len(recorder.streams) != len(blocks) or len(recorder.last) != 1:
         raise ModelSupportError(
-            f"{len(blocks)} blocks ran {len(streams)} times in one pass, so it cannot be restarted."
+            f"{len(blocks)} blocks ran {len(recorder.streams)} times in one pass, so it cannot be "
+            "restarted."
         )
-    return _base(batch, streams, last[0], calls, output)
+    return BaseRun(
+        batch.tokens,
+        batch.lengths,
+        (*recorder.streams, recorder.last[0]),
+        tuple(recorder.names),
+        tuple(recorder.arguments),
+        logits_of(output),
+        recorder.cache.kept if recorder.cache is not None else None,
+    )
 
 
-def _base(
-    batch: Batch, streams: list[torch.Tensor], last: torch.Tensor, calls: list[Any], output: Any
-) -> BaseRun:
-    from microtome.models.discovery import logits_of
+class _Recorder:
+    """What the hooks of a recorded pass keep."""
 
-    return BaseRun(batch.tokens, batch.lengths, (*streams, last), tuple(calls), logits_of(output))
+    def __init__(self, cache: KeptKeys | None) -> None:
+        self.cache = cache
+        self.names: list[str] = []
+        self.arguments: list[dict[str, Any]] = []
+        self.streams: list[torch.Tensor] = []
+        self.last: list[torch.Tensor] = []
+
+    def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stream, name, named = _split(block, args, kwargs)
+        self.streams.append(stream)
+        self.names.append(name)
+        self.arguments.append(named)
+        if self.cache is None:
+            return None
+        cached = {**named, cache_name(block, named): self.cache}
+        return ((), {name: stream, **cached}) if name else ((stream,), cached)
+
+    def after(self, _block: nn.Module, _args: Any, output: Any) -> None:
+        value = first_tensor(output)
+        if value is not None:
+            self.last.append(value)
 
 
 def _split(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Separate the residual stream from a block's other arguments."""
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, str, dict[str, Any]]:
+    """Return the residual stream, its name if passed by name, and the other arguments by name."""
     if args and isinstance(args[0], torch.Tensor):
-        return args[0], args[1:], dict(kwargs)
-    named = dict(kwargs)
+        parameters = list(inspect.signature(block.forward).parameters)
+        behind = dict(zip(parameters[1:], args[1:], strict=False))
+        if len(behind) < len(args) - 1:
+            raise ModelSupportError(
+                f"{type(block).__name__} takes unnamed arguments, so it cannot be restarted there."
+            )
+        return args[0], "", {**behind, **kwargs}
     for key, value in kwargs.items():
         if isinstance(value, torch.Tensor):
-            del named[key]
-            return value, args, {**named, "__stream__": key}
+            named = {k: v for k, v in kwargs.items() if k != key}
+            return value, key, named
     raise ModelSupportError("A block received no tensor, so the pass cannot be restarted there.")
 
 
@@ -138,24 +193,100 @@ def replay(
     Raises:
         ShapeError: If the stream has not one row for each entry of ``rows``, or another width.
     """
+    return wave(model, base, [Entry(start, stream, rows)], interventions=interventions)
+
+
+def wave(
+    model: Model,
+    base: BaseRun,
+    entries: Sequence[Entry],
+    *,
+    first: int = 0,
+    interventions: Iterable[Intervention] = (),
+    facts: SuffixFacts | None = None,
+) -> torch.Tensor:
+    """Walk the blocks once; at each block its entries join the rows that are under way.
+
+    Args:
+        model: The model.
+        base: The pass all rows were taken from, recorded with keys where ``first`` is not 0.
+        entries: Rows and where they enter; ``layer`` may be ``n_layers`` (nothing is left to run).
+        first: First position that is computed; the model has to pass
+            :func:`microtome.tracing.suffix.suffix_facts` for others than 0.
+        interventions: Changes at sites of the blocks; their rows count all entries' rows in order
+            of entry, and positions are absolute. A row may only be changed in blocks it runs.
+        facts: How arguments are cut; found out by default.
+
+    Returns:
+        The residual stream after the last block ``[n, pos - first, d_model]``, rows in order of
+        entry.
+
+    Raises:
+        ShapeError: If a stream has not one row for each entry of ``rows``, or another width.
+        ModelSupportError: If the last positions cannot be replayed alone.
+    """
     anatomy = require_anatomy(model.anatomy, "Replaying blocks")
-    expected = (len(rows), *base.streams[0].shape[1:])
-    if tuple(stream.shape) != expected:
-        raise ShapeError(f"The stream has shape {tuple(stream.shape)}; expected {expected}.")
-    lengths = [base.lengths[int(r)] for r in rows]
+    ordered = sorted(entries, key=lambda entry: entry.layer)
+    width = base.streams[0].shape[1]
+    for entry in ordered:
+        expected = (len(entry.rows), width - first, base.streams[0].shape[2])
+        if tuple(entry.stream.shape) != expected:
+            raise ShapeError(
+                f"The stream has shape {tuple(entry.stream.shape)}; expected {expected}."
+            )
+    cutting = _cutting(model, base, first, facts)
     wanted = tuple(interventions)
     instrument = Instrument(model.module, model.catalog, interventions=wanted) if wanted else None
-    call = Call(of_batch(lengths, stream.shape[1]))
+    stream = base.streams[0][:0, first:]
+    rows = torch.zeros(0, dtype=torch.long)
+    passed: Counter[str] = Counter()
+    call = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if instrument is not None:
-            stack.enter_context(instrument.active(call))
-        for number in range(start, anatomy.n_layers):
+            stack.enter_context(instrument.active())
+        for number in range(anatomy.n_layers + 1):
+            joining = [entry for entry in ordered if entry.layer == number]
+            if joining:
+                stream = torch.cat([stream, *(e.stream.to(stream) for e in joining)])
+                rows = torch.cat([rows, *(e.rows for e in joining)])
+            if number == anatomy.n_layers or not len(rows):
+                continue
+            if instrument is not None:
+                lengths = [base.lengths[r] for r in rows.tolist()]
+                call = Call(_positions(lengths, width, first), passed=passed)
+                instrument.serve(call)
             block = model.module.get_submodule(anatomy.blocks[number].path)
-            stream = _run_block(block, stream, base, number, rows, anatomy.n_heads)
-    if instrument is not None:
+            stream = _run_block(block, stream, base, number, rows, anatomy.n_heads, cutting)
+    if instrument is not None and call is not None:
         instrument.check(call)
     return stream
+
+
+def _positions(lengths: Sequence[int], width: int, first: int) -> Positions:
+    whole = of_batch(lengths, width)
+    return whole if not first else replace(whole, width=width - first, offset=first)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cutting:
+    """How the arguments of blocks are cut to the last positions."""
+
+    model: Model
+    facts: SuffixFacts
+    first: int
+    width: int
+
+
+def _cutting(model: Model, base: BaseRun, first: int, facts: SuffixFacts | None) -> _Cutting | None:
+    if not first:
+        return None
+    known = facts or suffix_facts(model)
+    if not known.usable:
+        raise ModelSupportError(f"The last positions cannot be replayed alone: {known.reason}.")
+    if base.keys is None:
+        raise ModelSupportError("The base run was recorded without keys; record it with keys=True.")
+    return _Cutting(model, known, first, base.streams[0].shape[1])
 
 
 def _run_block(
@@ -165,17 +296,28 @@ def _run_block(
     number: int,
     rows: torch.Tensor,
     heads: int,
+    cutting: _Cutting | None,
 ) -> torch.Tensor:
-    rest, named = base.arguments[number]
     batch = base.tokens.shape[0]
-    flat = batch * heads
-    named = {k: _for_rows(v, rows, batch, flat) for k, v in named.items() if k != "__stream__"}
-    rest = tuple(_for_rows(value, rows, batch, flat) for value in rest)
-    key = base.arguments[number][1].get("__stream__")
-    output = block(*rest, **{key: stream, **named}) if key else block(stream, *rest, **named)
+    named = base.arguments[number]
+    cache = None
+    if cutting is not None:
+        named = with_mask(cutting.model, block, named, cutting.width, cutting.first)
+        axes = cutting.facts.axes[number]
+        named = {k: cut(v, k, axes, cutting.first) for k, v in named.items()}
+    named = {k: _for_rows(v, rows, batch, batch * heads) for k, v in named.items()}
+    if cutting is not None:
+        cache = KeptKeys(base.keys or {}, cutting.first, rows)
+        named[cache_name(block, named)] = cache
+    key = base.names[number]
+    output = block(**{key: stream, **named}) if key else block(stream, **named)
     value = first_tensor(output)
     if value is None:
         raise ModelSupportError(f"{type(block).__name__} returned no tensor when it was replayed.")
+    if cache is not None and cache.updates != 1:
+        raise ModelSupportError(
+            f"{type(block).__name__} asked the cache {cache.updates} times; expected once."
+        )
     return value
 
 

@@ -43,15 +43,16 @@ def aligned_source(
     if source is None:
         raise ShapeError(f"{intervention} has no source.")
     if intervention.operation == "mean":
-        return _expanded(
-            source.mean_of(name, by_position=intervention.by_position), value, intervention
-        )
+        mean = source.mean_of(name, by_position=intervention.by_position)
+        return _expanded(mean, value, positions.offset, intervention)
     return _align(intervention, source.value(name), source, value, axes, positions)
 
 
-def _expanded(mean: torch.Tensor, value: torch.Tensor, intervention: Intervention) -> torch.Tensor:
+def _expanded(
+    mean: torch.Tensor, value: torch.Tensor, offset: int, intervention: Intervention
+) -> torch.Tensor:
     if mean.ndim == value.ndim and mean.shape[1] > value.shape[1] and mean.shape[1] != 1:
-        mean = mean[:, : value.shape[1]]
+        mean = mean[:, offset : offset + value.shape[1]]
     try:
         return mean.to(value.device).expand_as(value)
     except RuntimeError:
@@ -79,6 +80,10 @@ def _align(
     if simple and stored.shape[1:] == value.shape[1:]:
         return stored if rows == list(range(stored.shape[0])) else stored[rows]
     if "query" in axes:
+        if not any(positions.pads) and value.shape[3] == stored.shape[3]:
+            # the last queries of a run that is replayed from a position on see all its keys
+            stored = stored[:, :, positions.offset : positions.offset + value.shape[2]]
+            return _corner(stored[rows], value, intervention)
         if simple:
             return _corner(stored[rows], value, intervention)
         raise ShapeError(
@@ -144,6 +149,9 @@ def _by_position(
             f"{intervention}: the source has shape {tuple(stored.shape)}, the value "
             f"{tuple(value.shape)}."
         )
+    end = positions.offset + value.shape[1]
+    if not any(positions.pads) and end <= stored.shape[1]:
+        return stored[rows, positions.offset : end].to(value.dtype)
     aligned = value.clone()
     for row, source_row in enumerate(rows):
         shift = positions.pads[row] - positions.offset

@@ -1,0 +1,248 @@
+"""Replaying only the last positions of a causal model.
+
+Nothing before the first changed position moves in a causal model, so a replay may compute the later
+positions alone, against the keys and values that the recorded run had before them. They are handed
+to the model's own blocks through the part of transformers' cache protocol that a block uses. Which
+arguments of a block have a position axis is found by comparing two recorded runs of different
+length; whether such a replay equals a whole one is measured before it is used.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from microtome.errors import ModelSupportError
+from microtome.models import hf
+
+if TYPE_CHECKING:
+    from microtome.tracing.model import Model
+
+CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+"""What blocks call their cache."""
+
+MASK = "attention_mask"
+
+Keys = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values ``[batch, head, pos, d_head]`` by the cache's layer number."""
+
+
+class KeptKeys:
+    """The cache that blocks see: records keys and values, or puts recorded ones in front.
+
+    Args:
+        kept: What was recorded; empty to record.
+        first: First position that is computed.
+        rows: Row of the recorded run for each row that is computed.
+    """
+
+    is_compileable = False
+
+    def __init__(self, kept: Keys, first: int = 0, rows: torch.Tensor | None = None) -> None:
+        self.kept = kept
+        self.first = first
+        self.rows = rows
+        self.updates = 0
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_args: Any, **_named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all keys and values that the queries see."""
+        self.updates += 1
+        if self.rows is None:
+            self.kept[layer] = (keys, values)
+            return keys, values
+        before = (self._before(stored) for stored in self.kept[layer])
+        joined = [torch.cat([b, new], 2) for b, new in zip(before, (keys, values), strict=True)]
+        return joined[0], joined[1]
+
+    def _before(self, stored: torch.Tensor) -> torch.Tensor:
+        stored = stored[:, :, : self.first]
+        rows = self.rows
+        if rows is None or stored.shape[0] == 1:
+            return stored.expand(1 if rows is None else len(rows), -1, -1, -1)
+        return stored[rows.to(stored.device)]
+
+    def get_seq_length(self, *_args: Any) -> int:
+        """Return how many positions lie before those that are computed."""
+        return self.first
+
+
+@dataclass(frozen=True, eq=False)
+class SuffixFacts:
+    """Whether the last positions can be replayed alone, and how arguments are cut for it.
+
+    Attributes:
+        reason: Why not; empty where they can.
+        axes: For each block, the axis along which each of its arguments is cut, by path.
+    """
+
+    reason: str
+    axes: tuple[Mapping[str, int], ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether the last positions can be replayed alone."""
+        return not self.reason
+
+
+@dataclass
+class _Store:
+    facts: weakref.WeakKeyDictionary[nn.Module, SuffixFacts] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
+
+
+_store = _Store()
+
+
+def suffix_facts(model: Model) -> SuffixFacts:
+    """Return whether the last positions can be replayed alone; measured once per module."""
+    known = _store.facts.get(model.module)
+    if known is None:
+        known = _store.facts[model.module] = _found(model)
+    return known
+
+
+def _found(model: Model) -> SuffixFacts:
+    anatomy = model.anatomy
+    if anatomy is None:
+        return SuffixFacts("the module is not a transformer")
+    if not anatomy.causal:
+        return SuffixFacts("later positions change earlier ones: the model is not causal")
+    longest = min(anatomy.context or 16, 16)
+    if longest < 6:
+        return SuffixFacts(f"the context of {longest} tokens is too short to find out")
+    odd = next((b.reasons["*"] for b in anatomy.blocks if "*" in b.reasons), "")
+    if odd:
+        return SuffixFacts(odd)
+    try:
+        return _measured(model, longest)
+    except Exception as error:
+        return SuffixFacts(
+            f"its blocks do not work with kept keys ({type(error).__name__}: {str(error)[:120]})"
+        )
+
+
+def _measured(model: Model, longest: int) -> SuffixFacts:
+    """Find the axes, replay a suffix of a changed run, and compare with the whole replay."""
+    from microtome.tracing.replay import Entry, record, replay, wave
+
+    anatomy = model.anatomy
+    layers = anatomy.n_layers if anatomy is not None else 0
+    generator = torch.Generator().manual_seed(0)
+    vocab = anatomy.vocab if anatomy is not None else 1
+    ids = torch.randint(0, vocab, (2, longest), generator=generator)
+    base = record(model, ids, keys=True)
+    shorter = record(model, ids[:, :-2])
+    attentions = sum(b.attention is not None for b in anatomy.blocks) if anatomy else 0
+    if len(base.keys or {}) != attentions or attentions < layers:
+        return SuffixFacts(
+            f"only {len(base.keys or {})} of {layers} blocks keep keys and values in the cache"
+        )
+    axes = tuple(
+        _axes(a, b, longest) for a, b in zip(base.arguments, shorter.arguments, strict=True)
+    )
+    rows, first = torch.tensor([1, 0, 1]), longest // 2
+    worst = 0.0
+    for start in sorted({0, layers // 2}):
+        stream = base.streams[start][rows].clone()
+        noise = torch.randn(stream[:, first:].shape, generator=generator)
+        stream[:, first:] += (noise * stream.float().std().cpu()).to(stream)
+        whole = replay(model, base, start, stream, rows=rows)[:, first:].float()
+        entry = Entry(start, stream[:, first:], rows)
+        part = wave(model, base, [entry], first=first, facts=SuffixFacts("", axes)).float()
+        scale = float(whole.abs().max())
+        worst = max(worst, float((whole - part).abs().max()) / max(scale, 1e-6))
+    bound = min(0.05, 2**10 * torch.finfo(model.dtype).eps)
+    if not worst <= bound:
+        return SuffixFacts(f"a replayed suffix differs from the whole replay by {worst:.2g}")
+    return SuffixFacts("", axes)
+
+
+def _axes(longer: Mapping[str, Any], shorter: Mapping[str, Any], length: int) -> dict[str, int]:
+    """Return the position axis of every argument of a block that has one."""
+    found: dict[str, int] = {}
+    for name, value in longer.items():
+        _axis(name, value, shorter.get(name), length, found)
+    return found
+
+
+def _axis(path: str, longer: Any, shorter: Any, length: int, found: dict[str, int]) -> None:
+    if isinstance(longer, tuple | list) and isinstance(shorter, tuple | list):
+        for number, (a, b) in enumerate(zip(longer, shorter, strict=False)):
+            _axis(f"{path}.{number}", a, b, length, found)
+    elif isinstance(longer, torch.Tensor) and isinstance(shorter, torch.Tensor):
+        if longer.ndim != shorter.ndim:
+            return
+        varying = [
+            i
+            for i, (a, b) in enumerate(zip(longer.shape, shorter.shape, strict=True))
+            if a == length and b == length - 2
+        ]
+        if len(varying) > 1 or (varying and varying[0] < longer.ndim - 1):
+            # the queries' axis of a mask, or the positions of a table of angles
+            found[path] = varying[0]
+        elif varying and not longer.is_floating_point() and int(longer.max()) > 1:
+            # position numbers; a last axis of another kind is that of the keys
+            found[path] = varying[0]
+
+
+def cut(value: Any, path: str, axes: Mapping[str, int], first: int) -> Any:
+    """Return an argument without the positions before ``first``."""
+    if isinstance(value, tuple | list):
+        return type(value)(cut(v, f"{path}.{n}", axes, first) for n, v in enumerate(value))
+    if isinstance(value, torch.Tensor) and path in axes:
+        axis = axes[path]
+        return value.narrow(axis, first, value.shape[axis] - first)
+    return value
+
+
+def cache_name(block: nn.Module, named: Mapping[str, Any]) -> str:
+    """Return what a block calls its cache.
+
+    Raises:
+        ModelSupportError: If it takes none.
+    """
+    known = {*named, *inspect.signature(block.forward).parameters}
+    for name in CACHE_NAMES:
+        if name in known:
+            return name
+    raise ModelSupportError(f"{type(block).__name__} takes no cache.")
+
+
+def with_mask(
+    model: Model, block: nn.Module, named: Mapping[str, Any], width: int, first: int
+) -> dict[str, Any]:
+    """Return a block's keyword arguments with the suffix's causal mask where none was recorded.
+
+    A native kernel called with fewer queries than keys and no mask would line them up at the wrong
+    end.
+
+    Raises:
+        ModelSupportError: If the attention implementation takes no such mask.
+    """
+    if named.get(MASK) is not None or MASK not in {
+        *named,
+        *inspect.signature(block.forward).parameters,
+    }:
+        return dict(named)
+    configs = hf.attention_configs(model.module)
+    kinds = {hf.implementation(config) for config in configs}
+    if not kinds <= {"sdpa", "eager"}:
+        raise ModelSupportError(f"the attention implementation {', '.join(kinds)} takes no mask")
+    queries = torch.arange(first, width, device=model.device).unsqueeze(1)
+    seen = torch.arange(width, device=model.device) <= queries
+    mask = seen[None, None]
+    if "eager" in kinds:
+        lowest = torch.finfo(model.dtype).min
+        mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
+            ~mask, lowest
+        )
+    return {**named, MASK: mask}
