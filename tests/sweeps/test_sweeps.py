@@ -12,7 +12,8 @@ from tests.small import code_model
 from microtome.behaviors import Example, Examples, pair, quote_closing
 from microtome.errors import ConfigError, MetricError, PairError, SweepError
 from microtome.models.families import build
-from microtome.sweeps import Sweep, plan, sweep
+from microtome.sweeps import Sweep, packed, plan, sweep
+from microtome.sweeps.rules import RULES, SIMPLER, Rule
 from microtome.tracing import replay
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
@@ -77,17 +78,45 @@ def test_a_broken_replay_is_caught_and_replaced(monkeypatch: pytest.MonkeyPatch)
     right = sweep(model, pairs())
     honest = replay._run_block
     monkeypatch.setattr(replay, "_run_block", lambda *a, **k: honest(*a, **k) * 1.01)
-    found = sweep(model, pairs())
-    assert found.certificate["fell_back_from"] == ["batch", "restart"]
+    found = sweep(model, pairs(), rules=[r for r in RULES if r != "fast"])
+    tried = [tuple(step["rules"]) for step in found.certificate["fell_back_from"]]
+    assert tried == [SIMPLER[0], SIMPLER[1]]
     assert found.certificate["passed"] and found.certificate["rules"] == ["batch"]
     np.testing.assert_allclose(found.values, right.values, atol=2e-5)
 
 
-def test_a_rule_that_does_not_apply_is_named() -> None:
-    planned = plan(load(build("bert")), pairs())
-    assert planned.rules == ("batch",)
-    assert "final norm" in planned.declined["restart"]
-    assert "not used: restart" in planned.explain()
+def test_a_broken_fast_path_is_caught_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(build("llama"))
+    right = sweep(model, pairs(), rules=())
+    planned = plan(model, pairs())
+    honest = packed.run_block
+    monkeypatch.setattr(packed, "run_block", lambda *a, **k: honest(*a, **k) * 1.01)
+    found = planned.execute()
+    assert "fast" in found.certificate["fell_back_from"][0]["rules"]
+    assert found.certificate["passed"] and found.certificate["rules"] == list(SIMPLER[0])
+    np.testing.assert_allclose(found.values, right.values, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "rule", "reason"),
+    [
+        ("bert", "restart", "final norm"),
+        ("gpt_neox", "fast", "attention followed by an MLP"),
+        ("mistral", "fast", ""),
+        ("gemma2", "narrow", "soft-capped"),
+        ("jamba", "suffix", "do not work with kept keys"),
+        ("gemma4_text", "restart", "share a dictionary, shared_kv_states"),
+    ],
+)
+def test_a_rule_that_does_not_apply_is_named(family: str, rule: Rule, reason: str) -> None:
+    planned = plan(load(build(family)), pairs((9, 9)))
+    if not reason:
+        assert rule in planned.rules
+        return
+    assert rule not in planned.rules and reason in planned.declined[rule]
+    assert f"not used: {rule}" in planned.explain()
+    found, slow = planned.execute(), sweep(planned.model, pairs((9, 9)), rules=())
+    np.testing.assert_allclose(found.values, slow.values, atol=2e-5)
 
 
 def test_cost_counts_runs() -> None:
@@ -109,13 +138,13 @@ def test_neurons_and_saving(tmp_path: Path) -> None:
 def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(build("gpt2"))
     with pytest.raises(SweepError, match="cannot be swept"):
-        plan(model, pairs(), "attn.pattern")
-    with pytest.raises(ConfigError, match="Unknown rule"):
-        plan(model, pairs(), rules=("wavefront",))  # type: ignore[arg-type]
+        plan(model, pairs(), "attn.scores")
+    with pytest.raises(ConfigError, match="Unknown rule 'wavefrnt'.*wavefront"):
+        plan(model, pairs(), rules=("wavefrnt",))  # type: ignore[arg-type]
     with pytest.raises(SweepError, match="too small"):
         plan(model, pairs(), memory_mb=1e-6)
-    with pytest.raises(MetricError, match="prompt's end"):
-        plan(model, pairs(), metric="sequence_log_probability")
+    with pytest.raises(MetricError, match="compares with the unchanged run"):
+        plan(model, pairs(), metric="kl_to_unchanged")
     with pytest.raises(SweepError, match="neurons="):
         plan(model, pairs(), "mlp.act")
 

@@ -381,3 +381,13 @@ def test_stories_continue_as_published(shared_data: Path) -> None:
     new = m.generate([expected["prompt_ids"]], max_new_tokens=200).tokens[0]
     published = expected["ids"][-200:] if len(expected["ids"]) >= 200 else expected["ids"]
     assert list(new)[: len(published)] == published[: len(new)]
+
+
+def test_asking_for_the_last_logits_narrows_no_block() -> None:
+    model = load(build("gemma4_text"))
+    prompts = [[1, 2, 3, 4, 5]] * 2
+    short = model.trace(prompts, capture="resid_post", logits="last")
+    whole = model.trace(prompts, capture="resid_post")
+    for site in short.sites:
+        torch.testing.assert_close(short[site], whole[site], rtol=0, atol=0)
+    torch.testing.assert_close(short.logits[:, 0], whole.logits[:, -1])

@@ -132,8 +132,8 @@ def attention_configs(module: nn.Module) -> tuple[Any, ...]:
 
 
 def implementation(config: Any) -> str:
-    """Return the attention implementation that a config currently names (``"eager"`` if none)."""
-    return str(config._attn_implementation_internal or "eager")
+    """Return the native attention implementation of a config (``"eager"`` if it names none)."""
+    return str(config._attn_implementation_internal or "eager").removeprefix(_PREFIX)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
-    "Cost": "microtome.sweeps.plans:Cost",
+    "Cost": "microtome.sweeps.cost:Cost",
     "Plan": "microtome.sweeps.plans:Plan",
     "Sweep": "microtome.sweeps.results:Sweep",
     "plan": "microtome.sweeps.planning:plan",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from microtome.errors import SweepError
-from microtome.tracing.sites import Site
+from microtome.tracing.sites import BLOCK_SITES, Site
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
 Operation = Literal["patch", "zero", "mean"]
 
-SWEPT = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out", "attn.z", "mlp.act")
+PORTS = ("attn.in.q", "attn.in.k", "attn.in.v")
+"""What single heads read."""
+
+HEADS = ("attn.z", "attn.q", "attn.k", "attn.v", "attn.pattern", *PORTS)
+"""Sites that can be swept head by head."""
+
+GROUPED = ("attn.k", "attn.v", "attn.in.k", "attn.in.v")
+"""Sites with one entry for each key/value head."""
+
+SWEPT = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out", "mlp.act", *HEADS)
 """Sites that can be swept."""
 
 WHOLE = -1
@@ -38,73 +47,93 @@ class Cell:
     unit: int
     place: int | str | None
 
-    def start(self, name: str) -> int:
-        """Return the first block whose computation the cell changes."""
-        return self.layer + 1 if name == "resid_post" else self.layer
 
+def mask_of(cell: Cell, examples: Examples, width: int) -> torch.Tensor:
+    """Return the positions of a cell in each example ``[example, pos]``.
 
-def spans(cell: Cell, examples: Examples) -> list[tuple[int, ...]] | None:
-    """Return the positions of a cell in each example, None for all of them.
+    Args:
+        cell: The cell.
+        examples: The examples.
+        width: Number of positions; those behind a prompt (its continuation) are never meant.
 
     Raises:
         SweepError: If an example does not have the role.
     """
-    if cell.place is None:
-        return None
-    if isinstance(cell.place, int):
-        return [(cell.place,) if cell.place < len(e.clean) else () for e in examples]
-    found = []
-    for example in examples:
-        if cell.place not in example.roles:
+    mask = torch.zeros(len(examples), width, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        if cell.place is None:
+            mask[row, : len(example.clean)] = True
+        elif isinstance(cell.place, int):
+            mask[row, cell.place : cell.place + 1] = cell.place < len(example.clean)
+        elif cell.place in example.roles:
+            start, stop = example.roles[cell.place]
+            mask[row, start:stop] = True
+        else:
             raise SweepError(
                 f"Example {example.index} has no role {cell.place!r}; it has "
                 f"{', '.join(example.roles)}."
             )
-        start, stop = example.roles[cell.place]
-        found.append(tuple(range(start, stop)))
-    return found
+    return mask
 
 
-def site_of(cell: Cell, name: str, table: Sequence[Sequence[int]] | None) -> Site:
-    """Return the site of a cell, with positions for each row of a batch."""
+def read_at(name: str) -> str:
+    """Return the site whose value a swept site has; ports all read the input of attention."""
+    return "attn.in" if name in PORTS else name
+
+
+def canonical(value: torch.Tensor, name: str, heads: int) -> torch.Tensor:
+    """Return a site's value as ``[example, pos, unit, size]``; streams have one unit.
+
+    Args:
+        value: The value at :func:`read_at`.
+        name: The swept site.
+        heads: Heads of a port, which all read the same.
+    """
+    if name in PORTS:
+        return value.unsqueeze(2).expand(-1, -1, heads, -1)
+    axes = BLOCK_SITES[name]
+    if "query" in axes:
+        return value.transpose(1, 2)
+    if axes[2] == "neuron":
+        return value.unsqueeze(-1)
+    return value if value.ndim == 4 else value.unsqueeze(2)
+
+
+def intervention(
+    cell: Cell,
+    name: str,
+    operation: Operation,
+    source: torch.Tensor | None,
+    mask: torch.Tensor,
+    *,
+    rows: Sequence[int],
+    batch: int,
+) -> Intervention:
+    """Return the intervention of one cell on some rows of a batch.
+
+    Args:
+        cell: The cell.
+        name: The swept site.
+        operation: What is done.
+        source: Value to patch in (or mean) ``[row, pos, ...]``, one entry for each of ``rows``.
+        mask: Positions of the cell ``[row, pos]``.
+        rows: Rows of the batch.
+        batch: Number of rows of the batch.
+    """
     unit = None if cell.unit == WHOLE else (cell.unit,)
     site = Site(
         name,
         (cell.layer,),
-        head=unit if name == "attn.z" else None,
+        head=unit if name in HEADS else None,
         neuron=unit if name == "mlp.act" else None,
     )
-    if table is None:
-        return site
-    longest = max((len(row) for row in table), default=0)
-    return site.at_positions([[*row, *([-1] * (longest - len(row)))] for row in table])
-
-
-def interventions(
-    cells: Sequence[Cell],
-    name: str,
-    operation: Operation,
-    source: dict[int, torch.Tensor],
-    examples: Examples,
-) -> list[Intervention]:
-    """Return the interventions of a batch whose rows are all examples for each cell in turn.
-
-    Args:
-        cells: The cells, each with ``len(examples)`` rows.
-        name: The swept site.
-        operation: What is done.
-        source: Value to patch in (or mean) for each layer: ``[example, pos, ...]``.
-        examples: The examples.
-    """
-    count = len(examples)
-    found = []
-    for number, cell in enumerate(cells):
-        rows = range(number * count, (number + 1) * count)
-        own = spans(cell, examples)
-        table = None if own is None else [own[r % count] for r in range(len(cells) * count)]
-        site = site_of(cell, name, table)
-        if operation == "zero":
-            found.append(site.zero(rows=rows))
-        else:
-            found.append(site.patch(source[cell.layer], rows=rows, source_rows=range(count)))
-    return found
+    chosen = [m.nonzero()[:, 0].tolist() for m in mask]
+    longest = max(len(c) for c in chosen)
+    table = [[-1] * longest for _ in range(batch)]
+    for row, places in zip(rows, chosen, strict=True):
+        table[row] = [*places, *([-1] * (longest - len(places)))]
+    if longest:
+        site = site.at_positions(table)
+    if operation == "zero" or source is None:
+        return site.zero(rows=rows)
+    return site.patch(source, rows=rows, source_rows=range(len(rows)))

@@ -1,59 +1,121 @@
-"""Certification: a random sample of a sweep's cells, recomputed the naive way."""
+"""Certification: a random sample of a sweep's runs, repeated the naive way."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from microtome.core.seeds import rng
-from microtome.sweeps.execution import group_of, run_cells
+from microtome.sweeps.execution import batched, naive
+from microtome.sweeps.groups import Group
+from microtome.sweeps.rules import Rule
 
 if TYPE_CHECKING:
     from microtome.sweeps.plans import Plan
 
-SAMPLE = 12
-"""Runs that are recomputed."""
+FEWEST, MOST = 4, 32
+"""Runs that are repeated: one in a hundred within these bounds."""
+
+WRONG = 0.05
+"""Share of wrong runs for which the chance of being caught is stated."""
 
 
-def certify(plan: Plan, values: np.ndarray, rules: Sequence[str]) -> dict[str, Any]:
-    """Compare a random sample of a sweep's values with one forward pass each.
+@dataclass
+class Certifier:
+    """Compares a random sample of a sweep's runs with one forward pass each.
 
-    The tolerance is the larger of 1e-5 of the metric's range (float32) and four times the
-    difference between two batch sizes of the naive way; in shorter types only the latter.
+    The sample is drawn from the runs that were computed; one that was filled in joins it.
 
-    Args:
+    Attributes:
         plan: The plan.
-        values: What the rules gave ``[example, cell]``.
-        rules: The rules that were used.
-
-    Returns:
-        ``difference``, ``tolerance``, ``passed``, ``sample``, ``runs`` and ``rules``.
+        sample: Runs that were repeated so far.
+        difference: Largest difference so far.
+        spread: Largest difference so far between two batch sizes of the naive way.
+        seconds: What it took so far.
     """
-    from microtome.sweeps.plans import dtype_tolerance
 
-    random = rng(plan.seed, "certificate", plan.site)
-    count = min(SAMPLE, values.size)
-    chosen = random.choice(values.size, size=count, replace=False)
-    difference, spread = 0.0, 0.0
-    for flat in chosen:
-        example, cell = divmod(int(flat), values.shape[1])
-        if np.isnan(values[example, cell]):
-            continue
-        group = group_of(plan, [example])
-        naive = float(run_cells(plan, group, [plan.cells[cell]], ())[0, 0])
-        pair = run_cells(plan, group_of(plan, [example, example]), [plan.cells[cell]], ("batch",))
-        spread = max(spread, abs(float(pair[0, 0]) - naive))
-        difference = max(difference, abs(float(values[example, cell]) - naive))
-    reach = float(np.nanmax(values) - np.nanmin(values)) if values.size else 0.0
-    tolerance = max(dtype_tolerance(plan.model.dtype) * max(reach, 1e-3), 4 * spread)
-    return {
-        "difference": difference,
-        "tolerance": tolerance,
-        "passed": bool(difference <= tolerance),
-        "sample": count,
-        "runs": int(values.size),
-        "rules": list(rules),
-        "would_catch": float(1 - (1 - 0.05) ** count),
-    }
+    plan: Plan
+    sample: int = 0
+    difference: float = 0.0
+    spread: float = 0.0
+    seconds: float = 0.0
+
+    def check(self, group: Group, values: np.ndarray) -> None:
+        """Repeat some runs of a group; ``values`` are the sweep's ``[row, cell]``."""
+        began = time.perf_counter()
+        cells, local = self._drawn(group)
+        if len(cells):
+            rows = np.array(group.places)[local]
+            pairs = zip(cells.tolist(), local.tolist(), strict=True)
+            slow = np.array([naive(self.plan, group, cell, row) for cell, row in pairs])
+            together = batched(self.plan, group, *_twice(cells, local))[: len(cells)]
+            self.spread = max(self.spread, float(np.abs(together - slow).max()))
+            self.difference = max(self.difference, float(np.abs(values[rows, cells] - slow).max()))
+            self.sample += len(cells)
+        self.seconds += time.perf_counter() - began
+
+    def _drawn(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+        """Return cells and rows of a group to repeat: its share of the sample."""
+        runs = len(self.plan.lines) * len(self.plan.cells)
+        share = max(FEWEST, min(MOST, runs // 100)) * group.moved.size / runs
+        random = rng(self.plan.seed, "certificate", self.plan.site, str(group.places[0]))
+        count = int(share) + int(random.random() < share - int(share))
+        found = []
+        for kind, wanted in ((group.moved, count), (~group.moved, min(1, count))):
+            cells, rows = np.nonzero(kind)
+            drawn = random.permutation(len(cells))[:wanted]
+            found.append((cells[drawn], rows[drawn]))
+        return (
+            np.concatenate([cells for cells, _ in found]),
+            np.concatenate([rows for _, rows in found]),
+        )
+
+    def certificate(self, values: np.ndarray, seconds: float) -> dict[str, Any]:
+        """Return what was found.
+
+        The tolerance is the larger of 1e-5 of the metric's range (float32) and four times the
+        difference between two batch sizes of the naive way; in shorter types only the latter.
+
+        Args:
+            values: The sweep's values ``[row, cell]``.
+            seconds: How long it took, this included.
+        """
+        reach = float(values.max() - values.min()) if values.size else 0.0
+        tolerance = max(_share(self.plan.model.dtype) * max(reach, 1e-3), 4 * self.spread)
+        return {
+            "difference": self.difference,
+            "tolerance": tolerance,
+            "passed": bool(self.difference <= tolerance),
+            "sample": self.sample,
+            "runs": int(values.size),
+            "rules": list(self.plan.rules),
+            "would_catch": float(1 - (1 - WRONG) ** self.sample),
+            "seconds": seconds,
+            "seconds_certifying": self.seconds,
+        }
+
+
+def _twice(cells: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return runs to be made in one pass; a single one is run beside itself."""
+    return (cells, rows) if len(cells) > 1 else (np.tile(cells, 2), np.tile(rows, 2))
+
+
+def _share(dtype: torch.dtype) -> float:
+    """Return the share of the metric's range that rounding may move in a dtype."""
+    return 1e-5 if dtype in (torch.float32, torch.float64) else 0.0
+
+
+def simpler(rules: Sequence[Rule]) -> tuple[Rule, ...] | None:
+    """Return the rules to try when a certificate fails, None where there are none simpler."""
+    from microtome.sweeps.rules import SIMPLER
+
+    for step in SIMPLER:
+        kept = tuple(rule for rule in step if rule in rules)
+        if len(kept) < len(rules):
+            return kept
+    return None

@@ -1,63 +1,140 @@
-"""Running the cells of a sweep: naively, batched, or restarted at the changed block."""
+"""Running a wave of a sweep: replayed from where it starts, as whole passes, or naively."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from microtome.behaviors.evaluate import batches, evaluate
-from microtome.sweeps.cells import WHOLE, Cell, interventions, spans
-from microtome.tracing.replay import BaseRun
+from microtome.behaviors.evaluate import batches
+from microtome.sweeps.cells import intervention
+from microtome.sweeps.entries import Part, inside, parts_of
+from microtome.sweeps.groups import Group
+from microtome.sweeps.rows import Row, row_values
+from microtome.sweeps.schedule import Wave
+from microtome.tracing.replay import Entry, wave
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.sweeps.plans import Plan
+    from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
-STREAMS = {"resid_pre": 0, "resid_post": 1}
-"""Sites that are the stream itself, and how many blocks behind the entry they lie."""
+
+def base_values(plan: Plan, rows: Sequence[Row], *, source: bool = False) -> np.ndarray:
+    """Return the metric of the unchanged run (or of the other one) of each row."""
+    values = np.zeros(len(rows))
+    for places in rows_by_shape(rows, 32):
+        chosen = [rows[p] for p in places]
+        tokens = [row.source if source else row.base for row in chosen]
+        values[places] = _whole_passes(plan, chosen, tokens, ())
+    return values
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Examples of one length with their recorded runs.
-
-    Attributes:
-        places: Their places among the plan's examples.
-        examples: The examples.
-        base: The recorded run that is changed, None where it is not restarted.
-        source: Value to patch in for each layer ``[example, pos, ...]``.
-    """
-
-    places: list[int]
-    examples: Examples
-    base: BaseRun | None
-    source: dict[int, torch.Tensor]
+def rows_by_shape(rows: Sequence[Row], most: int) -> list[list[int]]:
+    """Return the places of rows that can share a pass: of one length, with as many reads."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault((len(row.base), len(row.reads)), []).append(place)
+    return [
+        places[start : start + most]
+        for places in found.values()
+        for start in range(0, len(places), most)
+    ]
 
 
-def group_of(plan: Plan, places: list[int]) -> Group:
-    """Record what the cells of some examples need."""
-    examples = plan.examples.take(places)
-    clean, corrupt = examples.clean, examples.corrupt
-    here, there = (clean, corrupt) if plan.base == "clean" else (corrupt, clean)
-    base = plan.model.record(here) if "restart" in plan.rules else None
-    source: dict[int, torch.Tensor] = {}
-    if plan.operation == "mean":
-        width = len(examples[0].clean)
-        source = {
-            layer: m.expand(len(examples), width, *m.shape[2:]) for layer, m in plan.means.items()
-        }
-    elif plan.operation == "patch":
-        layers = sorted({cell.layer for cell in plan.cells})
-        names = [f"blocks.{layer}.{plan.site}" for layer in layers]
-        trace = plan.model.trace(there, capture=names, logits=None)
-        for layer, name in zip(layers, names, strict=True):
-            source[layer] = trace.value(name)
-    return Group(places, examples, base, source)
+def run_wave(plan: Plan, group: Group, chosen: Wave) -> np.ndarray:
+    """Return the metric of each run of a wave."""
+    if group.base is None:
+        return batched(plan, group, chosen.cells, chosen.rows)
+    parts = parts_of(plan, group, chosen)
+    order = np.concatenate([part.runs for part in parts])
+    rows = torch.as_tensor(chosen.rows[order])
+    if "fast" in plan.rules and not any(group.modes[p.layer] == "inside" for p in parts):
+        from microtome.sweeps.packed import packed_wave
+
+        streams = packed_wave(plan.model, group, chosen, parts)
+    else:
+        streams = _replayed(plan, group, chosen, parts)
+    found = np.zeros(len(order))
+    found[order] = group.reader.read(streams, rows).float().cpu().numpy()
+    return found
+
+
+def _replayed(plan: Plan, group: Group, chosen: Wave, parts: Sequence[Part]) -> torch.Tensor:
+    """Return last streams at the reads ``[run, read, d_model]`` by the model's own blocks."""
+    entries, changes, before = [], [], 0
+    for part in parts:
+        rows = torch.as_tensor(chosen.rows[part.runs])
+        entries.append(Entry(part.entry, part.stream, rows))
+    counts = np.cumsum([len(part.runs) for part in parts])
+    for part, stop in zip(parts, counts.tolist(), strict=True):
+        if group.modes[part.layer] == "inside":
+            cells = [plan.cells[c] for c in chosen.cells[part.runs]]
+            rows = torch.as_tensor(chosen.rows[part.runs])
+            batch = int(sum(len(p.runs) for p in parts if p.entry <= part.layer))
+            changes += inside(plan, group, part.layer, cells, rows, range(before, stop), batch)
+        before = stop
+    if group.base is None:
+        raise ValueError("no base run was recorded")
+    last = wave(plan.model, group.base, entries, first=chosen.first, interventions=changes)
+    reads = torch.tensor(group.rows[0].reads, device=last.device) - chosen.first
+    return last[:, reads]
+
+
+def batched(plan: Plan, group: Group, cells: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the metric of runs, from one whole pass that carries one run in each row."""
+    lines = [group.rows[int(r)] for r in rows]
+    layers = np.array([plan.cells[c].layer for c in cells])
+    changes: list[Intervention] = []
+    for layer in sorted(set(layers.tolist())):
+        runs = np.flatnonzero(layers == layer)
+        changed = [plan.cells[c] for c in cells[runs]]
+        own = torch.as_tensor(rows[runs])
+        changes += inside(plan, group, layer, changed, own, runs.tolist(), len(lines))
+    return _whole_passes(plan, lines, [line.base for line in lines], changes)
+
+
+def naive(plan: Plan, group: Group, cell: int, row: int) -> float:
+    """Run one cell on one row in a forward pass of its own, by the public interventions."""
+    one = group.rows[row]
+    chosen = plan.cells[cell]
+    value = _original(group, chosen.layer, row, plan.site)
+    change = intervention(
+        chosen, plan.site, plan.operation, value, group.mask(chosen)[row : row + 1],
+        rows=[0], batch=1,
+    )  # fmt: skip
+    return float(_whole_passes(plan, [one], [one.base], [change])[0])
+
+
+def _original(group: Group, layer: int, row: int, site: str) -> torch.Tensor | None:
+    """Return the value that is put in, in the site's own shape ``[1, pos, ...]``."""
+    if not group.new:
+        return None
+    value = group.new[layer][row : row + 1]
+    if site == "attn.pattern":
+        return value.transpose(1, 2)
+    if site == "mlp.act":
+        return value[..., 0]
+    return value if site.startswith("attn.") and site != "attn.out" else value[:, :, 0]
+
+
+def _whole_passes(
+    plan: Plan,
+    rows: Sequence[Row],
+    tokens: Sequence[tuple[int, ...]],
+    changes: Sequence[Intervention],
+) -> np.ndarray:
+    reads = torch.tensor(rows[0].reads)
+    last = len(reads) == 1
+    trace = plan.model.trace(tokens, interventions=changes, logits="last" if last else "all")
+    if trace.logits is None:
+        raise ValueError("the model returned no logits")
+    logits = trace.logits if last else trace.logits[:, reads]
+    values: np.ndarray = row_values(plan.metric, logits, rows).detach().float().cpu().numpy()
+    return values
 
 
 def means_of(
@@ -80,79 +157,3 @@ def means_of(
             summed = trace.value(name).sum((0, 1), keepdim=True)
             totals[layer] = summed if layer not in totals else totals[layer] + summed
     return {layer: total / count for layer, total in totals.items()}
-
-
-def run_cells(plan: Plan, group: Group, cells: Sequence[Cell], rules: Sequence[str]) -> np.ndarray:
-    """Return the metric ``[cell, example]`` of cells that share an entry layer."""
-    if not rules:
-        return np.stack([_naive(plan, group, cell) for cell in cells])
-    count = len(group.examples)
-    rows = torch.arange(count).repeat(len(cells))
-    many = group.examples.take(rows.tolist())
-    if "restart" in rules and group.base is not None:
-        logits = _restarted(plan, group, cells, rows)
-    else:
-        changes = interventions(cells, plan.site, plan.operation, group.source, group.examples)
-        prompts = many.clean if plan.base == "clean" else many.corrupt
-        found = plan.model.trace(prompts, interventions=changes, logits="last").logits
-        logits = torch.empty(0) if found is None else found
-    lengths = torch.tensor([len(e.clean) for e in many])
-    values: np.ndarray = plan.metric(logits, lengths, many).detach().cpu().numpy()
-    return values.reshape(len(cells), count)
-
-
-def _naive(plan: Plan, group: Group, cell: Cell) -> np.ndarray:
-    """Run one forward pass for each example."""
-    values = np.zeros(len(group.examples))
-    for row in range(len(group.examples)):
-        one = group.examples.take([row])
-        source = {layer: value[row : row + 1] for layer, value in group.source.items()}
-        changes = interventions([cell], plan.site, plan.operation, source, one)
-        prompt = one.clean if plan.base == "clean" else one.corrupt
-        trace = plan.model.trace(prompt, interventions=changes, logits="last")
-        if trace.logits is not None:
-            values[row] = float(plan.metric(trace.logits, trace.lengths, one)[0])
-    return values
-
-
-def _restarted(plan: Plan, group: Group, cells: Sequence[Cell], rows: torch.Tensor) -> torch.Tensor:
-    """Replay from the entry layer and read the logits at the prompts' ends."""
-    base = group.base
-    if base is None:
-        raise ValueError("no base run was recorded")
-    start = cells[0].start(plan.site)
-    stream = base.streams[start][rows]
-    if plan.site in STREAMS:
-        stream = _with_cells(plan, group, cells, stream)
-        last = plan.model.replay(base, start, stream, rows=rows)
-    else:
-        changes = interventions(cells, plan.site, plan.operation, group.source, group.examples)
-        last = plan.model.replay(base, start, stream, rows=rows, interventions=changes)
-    ends = torch.tensor([[base.lengths[int(r)] - 1] for r in rows])
-    return plan.model.tail(last, ends)
-
-
-def _with_cells(
-    plan: Plan, group: Group, cells: Sequence[Cell], stream: torch.Tensor
-) -> torch.Tensor:
-    """Write the cells of a stream site straight into the stream."""
-    stream = stream.clone()
-    count = len(group.examples)
-    for number, cell in enumerate(cells):
-        if cell.unit != WHOLE:
-            raise ValueError("the residual stream has no units")
-        own = spans(cell, group.examples)
-        for row in range(count):
-            where = range(stream.shape[1]) if own is None else own[row]
-            for p in where:
-                new = 0.0 if plan.operation == "zero" else group.source[cell.layer][row, p]
-                stream[number * count + row, p] = new
-    return stream
-
-
-def base_values(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Return the metric of the base run and of the source run of every example."""
-    other = "corrupt" if plan.base == "clean" else "clean"
-    base = evaluate(plan.model, plan.examples, metric=plan.metric, side=plan.base)
-    source = evaluate(plan.model, plan.examples, metric=plan.metric, side=other)  # type: ignore[arg-type]
-    return base.values, source.values

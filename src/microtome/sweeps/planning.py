@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.examples import Examples
-from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
+from microtome.behaviors.metrics import LastTokenMetric, Metric, SequenceLogProbability, metric
 from microtome.core.progress import Progress, quiet
 from microtome.errors import (
     ConfigError,
@@ -17,9 +17,12 @@ from microtome.errors import (
     SweepError,
     nearest,
 )
-from microtome.sweeps.cells import SWEPT, WHOLE, Cell, Operation
+from microtome.sweeps.cells import GROUPED, HEADS, SWEPT, WHOLE, Cell, Operation, read_at
+from microtome.sweeps.cost import bytes_of_token
 from microtome.sweeps.execution import means_of
-from microtome.sweeps.plans import Plan, Rule
+from microtome.sweeps.plans import Plan
+from microtome.sweeps.rows import Row, SweepMetric, rows_of
+from microtome.sweeps.rules import Rule, choose
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.sites import Site, at, resolve_index
 
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
     from microtome.sweeps.results import Sweep
     from microtome.tracing.model import Model
 
-RULES: tuple[Rule, ...] = ("batch", "restart")
-"""``batch``: many cells share a forward pass. ``restart``: work starts at the changed block."""
+MOST_TOKENS = 4096
+"""Tokens of a wave at most: more do not make matrix products faster."""
+
+PER_GROUP = 32
+"""Rows that are recorded together at most."""
 
 Over = Literal["pos", "role", "head", "neuron", "all"]
 
@@ -56,12 +62,13 @@ def plan(
         model: A transformer.
         behavior: A behavior, or examples prepared for the model.
         site: One of ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn.out``, ``mlp.out``,
-            ``attn.z`` and ``mlp.act``; a layer selector limits the blocks.
+            ``mlp.act``, ``attn.z``, ``attn.q``, ``attn.k``, ``attn.v``, ``attn.pattern`` and the
+            ports ``attn.in.q``, ``attn.in.k``, ``attn.in.v``; a layer selector limits the blocks.
         over: What each layer is split by; positions for the stream and what is added to it, heads
-            for ``attn.z``, neurons for ``mlp.act``.
+            inside attention, neurons for ``mlp.act``.
         base: The run that is changed; a patch comes from the other run.
         operation: ``patch``, ``zero`` or ``mean`` (over the other run's positions).
-        metric: A metric that reads the prompt's end.
+        metric: A metric of the prompt's end, or ``sequence_log_probability``.
         neurons: Which neurons, for ``mlp.act``.
         rules: Rules that may be used, all by default; ``()`` runs one pass for each run.
         memory_mb: Budget for the activations of one batch.
@@ -85,24 +92,28 @@ def plan(
     if operation not in ("patch", "zero", "mean"):
         raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
     axis: Over = over or (
-        "head" if chosen.name == "attn.z" else "neuron" if chosen.name == "mlp.act" else "pos"
+        "head" if chosen.name in HEADS else "neuron" if chosen.name == "mlp.act" else "pos"
     )
     columns = _columns(anatomy, chosen, axis, examples, neurons)
     cells = _cells(model, chosen, axis, columns)
-    used, declined = _rules(anatomy, rules)
+    measured = _metric(metric)
+    used, declined = choose(model, measured, rules)
+    lines = rows_of(measured, examples, base)
     return Plan(
         model=model,
         examples=examples,
+        lines=lines,
         site=chosen.name,
         cells=cells,
         axis=axis,
         columns=columns,
         base=base,
         operation=operation,
-        metric=_metric(metric),
+        metric=measured,
         rules=used,
         declined=declined,
-        rows=_rows(anatomy, examples, memory_mb),
+        tokens=_tokens(model, anatomy, lines, memory_mb),
+        per_group=PER_GROUP,
         means=_means(model, examples, chosen.name, cells, base) if operation == "mean" else {},
         seed=seed,
     )
@@ -135,15 +146,15 @@ def _means(
     model: Model, examples: Examples, name: str, cells: Sequence[Cell], base: str
 ) -> dict[int, torch.Tensor]:
     other = examples.corrupt if base == "clean" else examples.clean
-    names = {cell.layer: f"blocks.{cell.layer}.{name}" for cell in cells}
+    names = {cell.layer: f"blocks.{cell.layer}.{read_at(name)}" for cell in cells}
     return means_of(model, examples, other, names)
 
 
-def _metric(name: str | Metric) -> LastTokenMetric:
+def _metric(name: str | Metric) -> SweepMetric:
     chosen = metric(name)
-    if not isinstance(chosen, LastTokenMetric):
+    if not isinstance(chosen, LastTokenMetric | SequenceLogProbability):
         raise MetricError(
-            f"A sweep needs a metric that reads the prompt's end; {chosen.name} does not."
+            f"A sweep cannot measure {chosen.name}: it compares with the unchanged run."
         )
     return chosen
 
@@ -152,12 +163,9 @@ def _columns(
     anatomy: Anatomy, site: Site, axis: Over, examples: Examples, neurons: Sequence[int] | None
 ) -> tuple[int | str, ...]:
     if axis == "head":
+        count = anatomy.n_kv_heads if site.name in GROUPED else anatomy.n_heads
         heads = site.head
-        return (
-            tuple(range(anatomy.n_heads))
-            if heads is None
-            else resolve_index(heads, anatomy.n_heads, "head")
-        )
+        return tuple(range(count)) if heads is None else resolve_index(heads, count, "head")
     if axis == "neuron":
         if not neurons:
             raise SweepError(
@@ -198,34 +206,14 @@ def _cells(
     return tuple(cells)
 
 
-def _rules(
-    anatomy: Anatomy, wanted: Sequence[Rule] | None
-) -> tuple[tuple[Rule, ...], dict[str, str]]:
-    asked = RULES if wanted is None else tuple(wanted)
-    unknown = [r for r in asked if r not in RULES]
-    if unknown:
-        raise ConfigError(f"Unknown rule {unknown[0]!r}{nearest(unknown[0], RULES)}.")
-    declined: dict[str, str] = {r: "it was switched off" for r in RULES if r not in asked}
-    if "restart" in asked and not anatomy.tail.exact:
-        declined["restart"] = (
-            f"the logits cannot be read off the last stream: {anatomy.tail.reason}"
-        )
-    odd = next((b.reasons["*"] for b in anatomy.blocks if "*" in b.reasons), "")
-    if "restart" in asked and odd:
-        declined["restart"] = odd
-    if "batch" in declined and "restart" in asked:
-        declined.setdefault("restart", "it needs batch")
-    return tuple(r for r in asked if r not in declined), declined
-
-
-def _rows(anatomy: Anatomy, examples: Examples, memory_mb: float) -> int:
-    from microtome.sweeps.cost import COPIES
-
-    width = max(len(e.clean) for e in examples)
-    row = width * max(anatomy.d_model, anatomy.d_mlp, 1) * COPIES * 4 / 2**20
-    fits = int(memory_mb / row)
-    if fits < 1:
+def _tokens(model: Model, anatomy: Anatomy, lines: Sequence[Row], memory_mb: float) -> int:
+    """Return how many tokens of a wave fit the budget."""
+    width = max(len(row.base) for row in lines)
+    token = bytes_of_token(model, anatomy) / 2**20
+    fits = int(memory_mb / token)
+    if fits < width:
         raise SweepError(
-            f"memory_mb={memory_mb:.3g} is too small: one row of {width} tokens needs {row:.3g} MB."
+            f"memory_mb={memory_mb:.3g} is too small: one row of {width} tokens needs "
+            f"{width * token:.3g} MB."
         )
-    return min(fits, 512)
+    return min(fits, MOST_TOKENS)

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from microtome.behaviors.metrics import LastTokenMetric
+from microtome.core.hashing import sha256_json
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.sweeps.cells import Cell, Operation
-from microtome.sweeps.certification import certify
-from microtome.sweeps.execution import Group, base_values, group_of, run_cells
+from microtome.sweeps.certification import Certifier, simpler
+from microtome.sweeps.checkpoint import Checkpoint
+from microtome.sweeps.cost import Cost
+from microtome.sweeps.execution import base_values, rows_by_shape, run_wave
+from microtome.sweeps.groups import Group, group_of
 from microtome.sweeps.results import Sweep
+from microtome.sweeps.rows import Row, SweepMetric, combined
+from microtome.sweeps.rules import Rule
+from microtome.sweeps.schedule import Wave, waves
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
-
-Rule = Literal["batch", "restart"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a sweep costs.
-
-    Attributes:
-        runs: Patched runs, cells times examples.
-        forwards: Whole forward passes of one example that this is worth.
-        naive_forwards: What one forward pass for each run would be.
-        flops: Floating-point operations, from the parameter counts.
-        memory_mb: Activations of the largest batch.
-        seconds: Expected time, from one timed pass.
-    """
-
-    runs: int
-    forwards: float
-    naive_forwards: float
-    flops: float
-    memory_mb: float
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +39,7 @@ class Plan:
     Attributes:
         model: The model.
         examples: The examples.
+        lines: What is run for them: a row for each continuation that is scored.
         site: The swept site.
         cells: The cells.
         axis: Name of the grid's last axis: ``pos``, ``role``, ``head``, ``neuron`` or ``all``.
@@ -63,28 +49,35 @@ class Plan:
         metric: What is measured.
         rules: Rules that are used.
         declined: Why the other rules are not used.
-        rows: Rows of a forward pass at most.
+        tokens: Tokens of a wave at most.
+        per_group: Rows that are recorded together at most.
         means: For ``mean``, the other run's mean at each layer over all examples and positions.
         seed: For the certificate's sample.
     """
 
     model: Model
     examples: Examples
+    lines: tuple[Row, ...]
     site: str
     cells: tuple[Cell, ...]
     axis: str
     columns: tuple[int | str, ...]
     base: Literal["clean", "corrupt"]
     operation: Operation
-    metric: LastTokenMetric
+    metric: SweepMetric
     rules: tuple[Rule, ...]
     declined: Mapping[str, str]
-    rows: int
+    tokens: int
+    per_group: int
     means: Mapping[int, torch.Tensor]
     seed: int = 0
 
+    def with_rules(self, rules: tuple[Rule, ...]) -> Plan:
+        """Return the same sweep by other rules."""
+        return replace(self, rules=rules)
+
     def cost(self) -> Cost:
-        """Return what the sweep costs; one base pass is timed."""
+        """Return what the sweep costs; the runs of one group are recorded and one pass is timed."""
         from microtome.sweeps.cost import cost_of
 
         return cost_of(self)
@@ -93,73 +86,102 @@ class Plan:
         """Return the plan in words."""
         cost = self.cost()
         lines = [
-            f"{len(self.cells)} cells of {self.site} x {len(self.examples)} examples = {cost.runs} "
+            f"{len(self.cells)} cells of {self.site} x {len(self.lines)} prompts = {cost.runs} "
             f"runs, {self.operation} into the {self.base} run, measured by {self.metric.name}",
             f"rules: {', '.join(self.rules) or 'none (one forward pass for each run)'}",
             *(f"not used: {rule}, because {why}" for rule, why in self.declined.items()),
-            f"worth {cost.forwards:.1f} forward passes instead of {cost.naive_forwards:.0f}; "
+            f"{cost.known} runs change nothing and are filled in; the rest is worth "
+            f"{cost.forwards:.1f} forward passes instead of {cost.naive_forwards:.0f}; "
             f"{cost.flops / 1e9:.3g} GFLOP, {cost.memory_mb:.3g} MB, about {cost.seconds:.3g} s",
         ]
         return "\n".join(lines)
 
-    def execute(self, progress: Progress = quiet) -> Sweep:
+    def execute(self, progress: Progress = quiet, *, resume: str | Path | None = None) -> Sweep:
         """Run the sweep and certify it.
 
-        Past tolerance the sweep is run again by the next simpler rule, and the certificate says so.
+        Past tolerance the sweep is run again by simpler rules, and the certificate says so.
 
         Args:
-            progress: Told after each batch.
+            progress: Told after each wave.
+            resume: File that keeps what is done, so that a sweep that was stopped goes on from
+                there with the same result; it is removed at the end.
+
+        Raises:
+            FormatError: If the file belongs to another sweep.
         """
-        values = self._run(self.rules, progress)
-        certificate = certify(self, values, self.rules)
-        if not certificate["passed"] and self.rules:
-            simpler: tuple[Rule, ...] = ("batch",) if "restart" in self.rules else ()
-            values = self._run(simpler, progress)
-            again = certify(self, values, simpler)
-            certificate = {
-                **again,
-                "fell_back_from": list(self.rules),
-                "difference_before": certificate["difference"],
-            }
-        return self._result(values, {**certificate, "declined": dict(self.declined)})
+        chosen, history = self, []
+        while True:
+            began = time.perf_counter()
+            certifier = Certifier(chosen)
+            values, ends = chosen._run(progress, resume, certifier)
+            certificate = certifier.certificate(values, time.perf_counter() - began)
+            fewer = None if certificate["passed"] else simpler(chosen.rules)
+            if fewer is None:
+                break
+            history.append({"rules": list(chosen.rules), "difference": certificate["difference"]})
+            chosen = self.with_rules(fewer)
+        if history:
+            certificate["fell_back_from"] = history
+        return self._result(values, ends, {**certificate, "declined": dict(self.declined)})
 
     def groups(self) -> Iterator[Group]:
-        """Yield the examples of each length together with their recorded runs."""
-        by_length: dict[int, list[int]] = {}
-        for place, example in enumerate(self.examples):
-            by_length.setdefault(len(example.clean), []).append(place)
-        for places in by_length.values():
-            size = max(1, self.rows)
-            for start in range(0, len(places), size):
-                yield group_of(self, places[start : start + size])
+        """Yield the rows of each length together with their recorded runs."""
+        for places in rows_by_shape(self.lines, self.per_group):
+            yield group_of(self, places)
 
-    def _run(self, rules: tuple[Rule, ...], progress: Progress) -> np.ndarray:
-        """Return the values ``[example, cell]``."""
-        values = np.full((len(self.examples), len(self.cells)), np.nan)
-        done, total = 0, len(self.cells) * len(self.examples)
-        for group in self.groups():
-            for cells in self._batches(group, rules):
-                found = run_cells(self, group, [self.cells[c] for c in cells], rules)
-                for number, cell in enumerate(cells):
-                    values[group.places, cell] = found[number]
-                done += len(cells) * len(group.places)
-                progress.step(done, total, f"sweep of {self.site}")
-        return values
+    def waves(self, group: Group) -> Iterator[Wave]:
+        """Yield the waves of a group."""
+        yield from waves(self, group)
 
-    def _batches(self, group: Group, rules: tuple[Rule, ...]) -> Iterator[list[int]]:
-        """Yield cells that share a forward pass: of one entry layer, as many as fit."""
-        fits = max(1, self.rows // len(group.places)) if rules else 1
-        by_start: dict[int, list[int]] = {}
-        for number, cell in enumerate(self.cells):
-            by_start.setdefault(cell.start(self.site), []).append(number)
-        for cells in by_start.values():
-            for start in range(0, len(cells), fits):
-                yield cells[start : start + fits]
+    def key(self) -> str:
+        """Return a hash of everything that decides the result, for files to go on from."""
+        return sha256_json(
+            {
+                "model": self.model.fingerprint,
+                "cells": [(c.layer, c.unit, c.place) for c in self.cells],
+                "rows": [(row.base, row.source, row.tokens, row.reads) for row in self.lines],
+                "answers": [(row.example.answers, row.example.wrongs) for row in self.lines],
+                "settings": [self.site, self.operation, self.metric.name, list(self.rules)],
+                "sizes": [self.tokens, self.per_group],
+            }
+        )
 
-    def _result(self, values: np.ndarray, certificate: Mapping[str, object]) -> Sweep:
-        base, source = base_values(self)
+    def _run(
+        self, progress: Progress, resume: str | Path | None, certifier: Certifier
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values ``[row, cell]``, and those of base and source runs ``[2, row]``."""
+        values = np.full((len(self.lines), len(self.cells)), np.nan)
+        ends = np.full((2, len(self.lines)), np.nan)
+        saved = Checkpoint.at(resume, self.key(), values) if resume is not None else None
+        values = values if saved is None else saved.values
+        for places in rows_by_shape(self.lines, self.per_group):
+            group = group_of(self, places)
+            ends[:, places] = group.ends
+            cells, rows = np.nonzero(~group.moved)
+            values[np.array(places)[rows], cells] = group.ends[0][rows]
+            for wave in waves(self, group):
+                where = (np.array(places)[wave.rows], wave.cells)
+                if np.isnan(values[where]).any():
+                    values[where] = run_wave(self, group, wave)
+                runs = int((~np.isnan(values)).sum())
+                progress.step(runs, values.size, f"sweep of {self.site}")
+                if saved is not None:
+                    saved.keep()
+            certifier.check(group, values)
+        if saved is not None:
+            saved.remove()
+        return values, ends
+
+    def _result(
+        self, values: np.ndarray, ends: np.ndarray, certificate: Mapping[str, object]
+    ) -> Sweep:
+        for side in (0, 1):
+            missing = np.flatnonzero(np.isnan(ends[side]))
+            rows = [self.lines[p] for p in missing]
+            ends[side, missing] = base_values(self, rows, source=side == 1)
+        base, source = (combined(self.metric, self.lines, side) for side in ends)
         return Sweep(
-            values=self._grid(values),
+            values=self._grid(combined(self.metric, self.lines, values)),
             base=base,
             source=source,
             clusters=tuple(self.examples.clusters.tolist()),
@@ -191,8 +213,3 @@ class Plan:
         return xr.DataArray(
             grid, dims=("example", "layer", self.axis), coords=coords, name=self.metric.name
         )
-
-
-def dtype_tolerance(dtype: torch.dtype) -> float:
-    """Return the share of the metric's range that rounding may move in a dtype."""
-    return 1e-5 if dtype in (torch.float32, torch.float64) else 0.0

@@ -62,7 +62,9 @@ def forward_arguments(
     if batch.padded and accepts(module, "attention_mask"):
         arguments["attention_mask"] = batch.mask.long()
     if logits == "last" and not batch.padded and accepts(module, "logits_to_keep"):
-        arguments["logits_to_keep"] = 1
+        # as an index: families that share keys run their last blocks on fewer tokens for a number
+        end = batch.tokens.shape[1] - 1
+        arguments["logits_to_keep"] = torch.tensor([end], device=batch.tokens.device)
     return arguments
 
 

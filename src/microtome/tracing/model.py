@@ -293,16 +293,25 @@ class Model:
 
         return twin(self, seed)
 
-    def record(self, prompts: Prompts, *, keys: bool = False) -> BaseRun:
+    def record(
+        self,
+        prompts: Prompts,
+        *,
+        keys: bool = False,
+        capture: Capture = (),
+        logits: Literal["all", "last"] = "all",
+    ) -> BaseRun:
         """Run the model once and keep what a restart at any block needs.
 
         Args:
             prompts: Texts or token ids.
             keys: Also keep keys and values, for replays of the last positions.
+            capture: Sites whose values are kept, too.
+            logits: At all positions, or at the last of each row where the model can.
         """
         from microtome.tracing.replay import record
 
-        return record(self, prompts, keys=keys)
+        return record(self, prompts, keys=keys, capture=capture, logits=logits)
 
     def replay(
         self,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from microtome.models.probe import first_tensor
 from microtome.tracing.call import Call
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.forward import forward_arguments
-from microtome.tracing.instrument import Instrument
+from microtome.tracing.instrument import Instrument, sites_of
 from microtome.tracing.interventions import Intervention
 from microtome.tracing.positions import Positions, of_batch
 from microtome.tracing.suffix import (
@@ -40,6 +40,7 @@ from microtome.tracing.suffix import (
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
     from microtome.tracing.prompts import Prompts
+    from microtome.tracing.sites import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ class BaseRun:
         arguments: The other arguments of each block by name.
         logits: ``[batch, pos, vocab]``, or at the last position only.
         keys: Keys and values by the cache's layer number, where they were asked for.
+        captured: Values of sites that were asked for, by text form of the site.
     """
 
     tokens: torch.Tensor
@@ -64,6 +66,7 @@ class BaseRun:
     arguments: tuple[dict[str, Any], ...]
     logits: torch.Tensor
     keys: Keys | None = None
+    captured: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +85,22 @@ class Entry:
     rows: torch.Tensor
 
 
-def record(model: Model, prompts: Prompts, *, keys: bool = False) -> BaseRun:
+def record(
+    model: Model,
+    prompts: Prompts,
+    *,
+    keys: bool = False,
+    capture: str | Site | Sequence[str | Site] = (),
+    logits: Literal["all", "last"] = "all",
+) -> BaseRun:
     """Run the model once without a cache and keep what a restart at any block needs.
 
     Args:
         model: The model.
         prompts: Texts or token ids.
         keys: Also keep keys and values, for replays of the last positions.
+        capture: Sites whose values are kept, too.
+        logits: At all positions, or at the last of each row where the model can.
 
     Raises:
         ModelSupportError: If a block did not run exactly once on one residual stream.
@@ -99,13 +111,18 @@ def record(model: Model, prompts: Prompts, *, keys: bool = False) -> BaseRun:
         raise ModelSupportError(f"The pass cannot be restarted: {anatomy.blocks[0].reasons['*']}.")
     recorder = _Recorder(KeptKeys({}) if keys else None)
     blocks = [model.module.get_submodule(b.path) for b in anatomy.blocks]
+    wanted = sites_of(capture)
+    call = Call(of_batch(batch.lengths, batch.tokens.shape[1]))
     with contextlib.ExitStack() as stack:
+        if wanted:
+            instrument = Instrument(model.module, model.catalog, captures=wanted)
+            stack.enter_context(instrument.active(call))
         for block in blocks:
             hook = block.register_forward_pre_hook(recorder.before, with_kwargs=True)
             stack.callback(hook.remove)
         stack.callback(blocks[-1].register_forward_hook(recorder.after).remove)
         stack.enter_context(torch.no_grad())
-        arguments = forward_arguments(model.module, anatomy, batch, "all")
+        arguments = forward_arguments(model.module, anatomy, batch, logits)
         output = model.module(batch.tokens, **arguments)
     if len(recorder.streams) != len(blocks) or len(recorder.last) != 1:
         raise ModelSupportError(
@@ -120,6 +137,7 @@ def record(model: Model, prompts: Prompts, *, keys: bool = False) -> BaseRun:
         tuple(recorder.arguments),
         logits_of(output),
         recorder.cache.kept if recorder.cache is not None else None,
+        {name: kept.value() for name, kept in call.captured.items()},
     )
 
 
