@@ -17,12 +17,13 @@ from microtome.tracing import prompts as batches
 from microtome.tracing.call import Call
 from microtome.tracing.catalog import Catalog, SiteInfo
 from microtome.tracing.forward import forward_arguments, is_text_batch, kept_logits, plain_batch
-from microtome.tracing.instrument import Instrument, sites_of
+from microtome.tracing.instrument import Instrument, listed, sites_of
 from microtome.tracing.interventions import Intervention
 from microtome.tracing.positions import of_batch
 from microtome.tracing.prompts import Batch, Prompts
 from microtome.tracing.sites import Site
 from microtome.tracing.trace import Trace
+from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     from microtome.tracing.generation import Generation
@@ -159,11 +160,12 @@ class Model:
             torch.Size([1, 3, 1])
         """
         _require_eval(self.module, self.name)
+        changes = listed(interventions)
         instrument = Instrument(
             self.module,
             self.catalog,
             captures=sites_of(capture),
-            interventions=interventions,
+            interventions=changes,
             grad=grad,
         )
         batch = (
@@ -179,6 +181,7 @@ class Model:
         )
         arguments = forward_arguments(self.module, self.anatomy, batch, logits)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(turn(self.module))
             stack.enter_context(torch.set_grad_enabled(grad))
             stack.enter_context(instrument.active(call))
             output = self.module(batch.tokens, **arguments)
@@ -188,7 +191,7 @@ class Model:
             torch.tensor(batch.lengths),
             kept_logits(output, batch, logits),
             call.captured,
-            {"model": self.name, "bos": self.bos, "interventions": [str(i) for i in interventions]},
+            {"model": self.name, "bos": self.bos, "interventions": [str(i) for i in changes]},
         )
 
     @contextlib.contextmanager
@@ -240,7 +243,7 @@ class Model:
             self,
             prompts,
             max_new_tokens=max_new_tokens,
-            interventions=tuple(interventions),
+            interventions=tuple(listed(interventions)),
             steps=steps,
             use_cache=use_cache,
             temperature=temperature,
@@ -265,7 +268,7 @@ class Model:
         """
         from microtome.tracing.gradients import gradients
 
-        return gradients(self, metric, sites, prompts, interventions=tuple(interventions))
+        return gradients(self, metric, sites, prompts, interventions=tuple(listed(interventions)))
 
     def verify(self) -> Verification:
         """Check every site and identity numerically; ``print`` it or use ``to_frame()``.
