@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def gradients(
     sites: Capture,
     prompts: Prompts,
     *,
-    interventions: tuple[Intervention, ...] = (),
+    interventions: Iterable[Intervention] = (),
 ) -> Gradients:
     """Return the gradient of a metric at sites.
 

@@ -308,7 +308,8 @@ def _unit(direction: torch.Tensor, old: torch.Tensor, intervention: Intervention
     length = direction.norm(dim=-1, keepdim=True)
     if bool((length == 0).any()):
         raise ShapeError(f"{intervention}: the direction is zero, so nothing can be projected out.")
-    return direction / length
+    unit: torch.Tensor = direction / length
+    return unit
 
 
 def _row_tuple(rows: Iterable[int] | None) -> tuple[int, ...] | None:

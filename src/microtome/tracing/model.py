@@ -160,19 +160,16 @@ class Model:
             torch.Size([1, 3, 1])
         """
         _require_eval(self.module, self.name)
-        changes = listed(interventions)
+        interventions = listed(interventions)
         instrument = Instrument(
             self.module,
             self.catalog,
             captures=sites_of(capture),
-            interventions=changes,
+            interventions=interventions,
             grad=grad,
         )
-        batch = (
-            self.batch(prompts)
-            if is_text_batch(self.module, self.anatomy)
-            else plain_batch(prompts, self.device)
-        )
+        text = is_text_batch(self.module, self.anatomy)
+        batch = self.batch(prompts) if text else plain_batch(prompts, self.device)
         call = Call(
             of_batch(batch.lengths, batch.tokens.shape[1] if batch.tokens.ndim > 1 else 1),
             to=None if to is None else torch.device(to),
@@ -180,8 +177,7 @@ class Model:
             grad=grad,
         )
         arguments = forward_arguments(self.module, self.anatomy, batch, logits)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(turn(self.module))
+        with turn(self.module), contextlib.ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
             stack.enter_context(instrument.active(call))
             output = self.module(batch.tokens, **arguments)
@@ -191,7 +187,7 @@ class Model:
             torch.tensor(batch.lengths),
             kept_logits(output, batch, logits),
             call.captured,
-            {"model": self.name, "bos": self.bos, "interventions": [str(i) for i in changes]},
+            {"model": self.name, "bos": self.bos, "interventions": [str(i) for i in interventions]},
         )
 
     @contextlib.contextmanager
@@ -268,7 +264,7 @@ class Model:
         """
         from microtome.tracing.gradients import gradients
 
-        return gradients(self, metric, sites, prompts, interventions=tuple(listed(interventions)))
+        return gradients(self, metric, sites, prompts, interventions=interventions)
 
     def verify(self) -> Verification:
         """Check every site and identity numerically; ``print`` it or use ``to_frame()``.
