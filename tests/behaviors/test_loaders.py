@@ -196,3 +196,17 @@ def test_the_package_is_light_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "[" * 100_000,
+        '{"clean": "a", "corrupt": "b", "answer": "c", "wrong": "d",'
+        ' "roles": {"r": [[0, 1e400], [0, 1]]}}',
+    ],
+)
+def test_hostile_rows_are_named(row: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(row)
+    with pytest.raises(DataError, match="row 1"):
+        load(tmp_path / "rows.jsonl")

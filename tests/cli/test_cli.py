@@ -172,3 +172,19 @@ def test_a_closed_pipe_is_no_error(folder: Path) -> None:
         line, shell=True, capture_output=True, text=True, timeout=120, check=False
     )
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "change", [{"n_head": "eight"}, {"model_type": "x", "auto_map": {"AutoConfig": "x.X"}}]
+)
+def test_a_hostile_configuration_is_refused(
+    change: dict[str, object], folder: Path, tmp_path: Path
+) -> None:
+    from microtome.errors import ModelFileError
+    from microtome.tracing.opening import load
+
+    shutil.copytree(folder, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(ModelFileError, match="cannot be opened"):
+        load(tmp_path / "model")

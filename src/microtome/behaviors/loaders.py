@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -97,7 +98,7 @@ def _header(row: Row) -> dict[str, Any]:
             f"{row.place}: version {row['version']} of a behavior file; this microtome reads up to "
             f"{VERSION}. Update it."
         )
-    known = Behavior.__dataclass_fields__
+    known = [k for k in Behavior.__dataclass_fields__ if k != "items"]
     unknown = [k for k in row if k not in (*known, "schema", "version")]
     if unknown:
         raise FormatError(
@@ -194,7 +195,8 @@ def _roles(row: Row, csv: bool) -> dict[str, tuple[Span, Span]]:
 def _spans(value: Any, lengths: tuple[int, int], row: Row) -> tuple[Span, Span]:
     try:
         (a, b), (c, d) = value
-        clean, corrupt = (int(a), int(b)), (int(c), int(d))
+        clean = (operator.index(a), operator.index(b))
+        corrupt = (operator.index(c), operator.index(d))
     except (TypeError, ValueError):
         raise DataError(
             f"{row.place}: a role is [[start, end], [start, end]]; got {value!r}."

@@ -24,7 +24,8 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 Device = Annotated[str | None, typer.Option(help="Device of the model, such as cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Threads = Annotated[
-    int | None, typer.Option(help="Threads of torch; by default half of the processors.", min=1)
+    int | None,
+    typer.Option(help="Threads of torch; by default half of the processors.", min=1, max=4096),
 ]
 Home = Annotated[
     Path | None, typer.Option(help="Folder of microtome's files; $MICROTOME_HOME by default.")

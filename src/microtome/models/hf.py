@@ -101,6 +101,11 @@ def attention_through(configs: tuple[Any, ...], handler: AttentionHandler) -> It
             config._attn_implementation_internal = native
 
 
+def current_handler() -> AttentionHandler | None:
+    """Return the handler that attention is routed through now, None outside a scope."""
+    return _handler.get()
+
+
 def eager_function(module: nn.Module) -> AttentionFunction | None:
     """Return the family's own eager attention function for an attention module, if it has one."""
     for cls in type(module).__mro__:

@@ -84,6 +84,11 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def _locate(source: str | Path) -> tuple[str, str]:
     """Return a folder or hub id, and the model's name."""
+    if not isinstance(source, str | Path):
+        raise ModelNotFoundError(
+            f"A model is a folder, a hub id, a specimen's name or an nn.Module; got "
+            f"{type(source).__name__}."
+        )
     text = str(source)
     if not text.strip():
         raise ModelNotFoundError(
@@ -155,7 +160,7 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = getattr(config, "architectures", None) or []
         kind = getattr(transformers, names[0], None) if names else None
         loader: Any = (
@@ -163,11 +168,15 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
         )
         with hf.quiet():
             module, info = loader.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **({"trust_remote_code": False} if loader is AutoModelForCausalLM else {}),
             )
     except OSError as error:
         raise ModelNotFoundError(_first_line(f"{folder}: {error}")) from None
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # a configuration can make transformers raise anything
         raise ModelFileError(_first_line(f"{folder} cannot be opened: {error}")) from None
     missing = sorted(info.get("missing_keys") or [])
     if missing:
@@ -193,7 +202,7 @@ def _tokenizer(given: Any, folder: str | None) -> Any:
     if given is None and not _has_tokenizer(str(source)):
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(source))
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TokenizerError(
             _first_line(f"The tokenizer at {source} cannot be read: {error}")

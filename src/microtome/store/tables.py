@@ -54,7 +54,7 @@ def read_jsonl(path: str | Path) -> list[Row]:
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, row {number}: not JSON ({error}); correct the line"
             ) from error

@@ -65,6 +65,17 @@ class AttentionTap:
             z = self.through("attn.z", z, Plain(4))
         return z, weights
 
+    def after(self, outer: AttentionTap) -> AttentionTap:
+        """Return one tap that does what an enclosing scope wants first, then what this one does."""
+
+        def both(name: str, raw: torch.Tensor, layout: Layout) -> torch.Tensor:
+            for tap in (outer, self):
+                if name in tap.names:
+                    raw = tap.through(name, raw, layout)
+            return raw
+
+        return AttentionTap(both, outer.names | self.names, outer.eager_output or self.eager_output)
+
     def _eager(
         self,
         module: nn.Module,
@@ -110,6 +121,14 @@ class AttentionRouter:
     """
 
     taps: dict[int, AttentionTap] = field(default_factory=dict)
+
+    def join(self, outer: object) -> None:
+        """Take over what the handler of an enclosing scope wants, to be done before one's own."""
+        if not isinstance(outer, AttentionRouter):
+            return
+        for key, tap in outer.taps.items():
+            inner = self.taps.get(key)
+            self.taps[key] = tap if inner is None else inner.after(tap)
 
     def __call__(
         self,

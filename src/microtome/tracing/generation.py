@@ -7,6 +7,7 @@ the whole sequence again and the intervention acts on the same absolute position
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,20 +15,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from microtome.core.seeds import torch_generator
-from microtome.errors import ConfigError
+from microtome.errors import ConfigError, ShapeError
 from microtome.models.discovery import logits_of
 from microtome.tracing.forward import accepts
 from microtome.tracing.instrument import Instrument
-from microtome.tracing.interventions import Intervention
+from microtome.tracing.interventions import Intervention, chosen_rows
 from microtome.tracing.padding import position_ids
 from microtome.tracing.scope import Prompted, scoped
 from microtome.tracing.sites import Span
+from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
     from microtome.tracing.prompts import Batch, Prompts
 
 Steps = str | range
+
+_COLDEST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ def generate(
     prompted = Prompted(tuple(width - n for n in batch.lengths), batch.lengths)
     loop = _Loop(model, batch, use_cache and accepts(model.module, "past_key_values"))
     generator = torch_generator(seed, "generate")
-    with torch.no_grad(), scoped(model.module, instrument, prompted):
+    with turn(model.module), torch.no_grad(), scoped(model.module, instrument, prompted):
         for _ in range(max_new_tokens):
             if loop.step(temperature, generator):
                 break
@@ -164,13 +168,14 @@ def at_steps(
             f"{intervention} selects positions already; steps={steps!r} would select them a second "
             "time."
         )
+    if isinstance(steps, range) and not steps:
+        raise ConfigError(f"steps={steps!r} holds no step, so nothing would be changed.")
+    chosen = chosen_rows(intervention, len(lengths))
+    if intervention.rows is not None:
+        intervention = replace(intervention, rows=chosen)
     placed = []
     for length in sorted(set(lengths)):
-        rows = tuple(
-            r
-            for r, n in enumerate(lengths)
-            if n == length and r in (intervention.rows or range(len(lengths)))
-        )
+        rows = tuple(r for r in dict.fromkeys(chosen) if lengths[r] == length)
         if rows:
             placed.append(
                 replace(
@@ -206,6 +211,11 @@ def _read_at(steps: Steps, length: int) -> Any:
 
 
 def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    if bool(torch.isnan(logits).any()):
+        raise ShapeError(
+            "The logits hold NaN, so no next token can be chosen. Check the interventions and the "
+            "model's dtype."
+        )
     if temperature == 0.0:
         return logits.argmax(-1)
     weights = torch.softmax(logits.float() / temperature, dim=-1).cpu()
@@ -223,10 +233,14 @@ def _end_tokens(model: Model) -> frozenset[int]:
 
 
 def _check(max_new_tokens: int, temperature: float) -> None:
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens={max_new_tokens}; expected at least 1.")
-    if not temperature >= 0.0:
-        raise ConfigError(f"temperature={temperature}; expected 0 (greedy) or more.")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens!r}; expected an integer from 1.")
+    if not isinstance(temperature, int | float) or not (
+        temperature == 0.0 or _COLDEST <= temperature < math.inf
+    ):
+        raise ConfigError(
+            f"temperature={temperature!r}; expected 0 (greedy) or a number from {_COLDEST}."
+        )
 
 
 def _check_context(model: Model, batch: Batch, new: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from microtome.errors import MetricError, SiteError
 from microtome.tracing.instrument import sites_of
 from microtome.tracing.interventions import Intervention
 from microtome.tracing.sites import Site, at
+from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Capture, Model
@@ -63,7 +64,7 @@ def gradients(
     sites: Capture,
     prompts: Prompts,
     *,
-    interventions: tuple[Intervention, ...] = (),
+    interventions: Iterable[Intervention] = (),
 ) -> Gradients:
     """Return the gradient of a metric at sites.
 
@@ -81,13 +82,22 @@ def gradients(
 
     Raises:
         MetricError: If the metric does not return one number per row, or does not depend on a site.
+        SiteError: If no site is given.
     """
     wanted = sites_of(sites)
-    with frozen(model.module), graph_started(model), torch.enable_grad():
+    if not wanted:
+        raise SiteError("No site to differentiate at was given; name at least one.")
+    with turn(model.module), frozen(model.module), graph_started(model), torch.enable_grad():
         trace = model.trace(prompts, capture=wanted, interventions=interventions, grad=True)
         if trace.logits is None:
             raise MetricError("The model returned no logits to measure.")
         measured = metric(trace.logits, trace.lengths)
+        if not isinstance(measured, torch.Tensor) or not measured.requires_grad:
+            raise MetricError(
+                f"The metric returned {type(measured).__name__} that does not depend on the logits "
+                "differentiably; expected a tensor [batch] computed from them without detach or "
+                "argmax."
+            )
         if measured.ndim != 1 or measured.shape[0] != trace.tokens.shape[0]:
             raise MetricError(
                 f"The metric returned shape {tuple(measured.shape)}; expected one number for each "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from microtome.errors import HookError, ShapeError
+from microtome.errors import HookError, ShapeError, UsageError
 from microtome.models import hf
 from microtome.models.probe import first_tensor
 from microtome.tracing.attention import AttentionRouter, AttentionTap, ModuleSoftmax
@@ -59,7 +59,7 @@ class Instrument:
         self._catalog = catalog
         self._grad = grad
         self.points: dict[str, Point] = {}
-        for intervention in interventions:
+        for intervention in listed(interventions):
             for point in self._points(intervention.site, write=True):
                 point.interventions.append(intervention)
         for site in captures:
@@ -153,6 +153,7 @@ class Instrument:
                 stack.callback(core.register_forward_pre_hook(watcher.enter).remove)
                 stack.callback(core.register_forward_hook(watcher.leave, always_call=True).remove)
         if router.taps:
+            router.join(hf.current_handler())
             configs = hf.attention_configs(self._module)
             stack.enter_context(hf.attention_through(configs, router))
 
@@ -272,7 +273,25 @@ def _replace_output(output: Any, run: Any) -> Any:
     new = run(value)
     if new is value:
         return None
-    return type(output)(new if item is value else item for item in output)
+    items = [new if item is value else item for item in output]
+    make = getattr(type(output), "_make", type(output))
+    return make(items)
+
+
+def listed(interventions: Iterable[Intervention]) -> list[Intervention]:
+    """Return the interventions; refuse one that is not in a list, and what is none.
+
+    Raises:
+        UsageError: If anything else is given.
+    """
+    given = list(interventions) if isinstance(interventions, Iterable) else [interventions]
+    wrong = [i for i in given if not isinstance(i, Intervention)]
+    if wrong or isinstance(interventions, Intervention):
+        raise UsageError(
+            "interventions is a list such as [site.zero()]; got "
+            f"{type(wrong[0] if wrong else interventions).__name__}."
+        )
+    return given
 
 
 def sites_of(wanted: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:

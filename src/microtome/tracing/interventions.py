@@ -6,6 +6,8 @@ operand). It is applied to the selected part of the site's value and leaves the 
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,7 +87,10 @@ class Intervention:
     ) -> torch.Tensor:
         if self.source is not None:
             aligned = aligned_source(self, value, selection.axes, selection.positions, name)
-            return selection.take(aligned.to(device=value.device, dtype=value.dtype))
+            taken = selection.take(aligned.to(device=value.device, dtype=value.dtype))
+            if isinstance(self.source, torch.Tensor) and bool(torch.isnan(taken).any()):
+                raise ShapeError(f"{self}: the source holds NaN where it is taken.")
+            return taken
         if self.operation == "zero":
             return torch.zeros_like(old)
         if self.operation == "apply":
@@ -105,7 +110,7 @@ class Intervention:
         if self.operation == "scale":
             return old * operand
         if self.operation == "project_out":
-            unit = operand / operand.norm(dim=-1, keepdim=True)
+            unit = _unit(operand, old, self)
             along: torch.Tensor = (old * unit).sum(-1, keepdim=True) * unit
             return old - along
         return operand.expand_as(old)
@@ -140,7 +145,7 @@ class Selection:
         """Resolve an intervention's rows and selectors on a value."""
         site = intervention.site
         axes = axes or _module_axes(value, positions)
-        rows = _rows(intervention, value.shape[0])
+        rows = chosen_rows(intervention, value.shape[0])
         columns = _columns(site, axes, positions)
         picks: list[torch.Tensor | None] = []
         for number, axis in enumerate(axes):
@@ -202,7 +207,12 @@ def _module_axes(value: torch.Tensor, positions: Positions) -> tuple[str, ...]:
     return ("batch", *rest)
 
 
-def _rows(intervention: Intervention, batch: int) -> tuple[int, ...]:
+def chosen_rows(intervention: Intervention, batch: int) -> tuple[int, ...]:
+    """Return the rows of the batch that an intervention changes, counted from 0.
+
+    Raises:
+        SelectorError: If a row is out of range.
+    """
     if intervention.rows is None:
         return tuple(range(batch))
     wrong = [r for r in intervention.rows if not -batch <= r < batch]
@@ -256,7 +266,7 @@ def _operand(value: object, old: torch.Tensor, intervention: Intervention) -> to
     if isinstance(value, torch.Tensor):
         operand = value.to(device=old.device, dtype=old.dtype)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        operand = torch.tensor(float(value), device=old.device, dtype=old.dtype)
+        operand = torch.tensor(_float(value), device=old.device, dtype=old.dtype)
     else:
         raise ShapeError(
             f"{intervention}: expected a number or a tensor, got {type(value).__name__}."
@@ -276,10 +286,39 @@ def _operand(value: object, old: torch.Tensor, intervention: Intervention) -> to
     return operand
 
 
+def _float(value: int | float) -> float:
+    """Return a number as a float, infinity where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _unit(direction: torch.Tensor, old: torch.Tensor, intervention: Intervention) -> torch.Tensor:
+    """Return directions of length 1 along the last axis.
+
+    Raises:
+        ShapeError: If the last axis is not that of the value, or a direction is zero.
+    """
+    if direction.ndim == 0 or direction.shape[-1] != old.shape[-1]:
+        raise ShapeError(
+            f"{intervention}: a direction has {old.shape[-1]} entries on its last axis; got shape "
+            f"{tuple(direction.shape)}."
+        )
+    length = direction.norm(dim=-1, keepdim=True)
+    if bool((length == 0).any()):
+        raise ShapeError(f"{intervention}: the direction is zero, so nothing can be projected out.")
+    unit: torch.Tensor = direction / length
+    return unit
+
+
 def _row_tuple(rows: Iterable[int] | None) -> tuple[int, ...] | None:
     if rows is None:
         return None
-    found = tuple(int(r) for r in rows)
+    try:
+        found = tuple(operator.index(r) for r in rows)
+    except TypeError:
+        raise SelectorError(f"rows={rows!r} is not a list of row numbers.") from None
     if not found:
         raise SelectorError("rows is empty, so the intervention would change nothing.")
     return found
@@ -312,6 +351,8 @@ def patch(
 
 def resample(site: Site, source: Trace, *, seed: int, rows: Iterable[int] | None) -> Intervention:
     """Build a patch from rows of a trace drawn at random, never the row itself where avoidable."""
+    if not hasattr(source, "lengths"):
+        raise SiteError(f"resample at {site}: expected a trace, got {type(source).__name__}.")
     total = len(source.lengths)
     generator = rng(seed, "resample", str(site))
     order = generator.permutation(total)

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from microtome.errors import ConfigError
 from microtome.models.anatomy import Anatomy
 from microtome.models.fingerprint import fingerprint
 from microtome.tracing import prompts as batches
-from microtome.tracing.call import Call
 from microtome.tracing.catalog import Catalog, SiteInfo
-from microtome.tracing.forward import forward_arguments, is_text_batch, kept_logits, plain_batch
-from microtome.tracing.instrument import Instrument, sites_of
+from microtome.tracing.instrument import Instrument, listed
 from microtome.tracing.interventions import Intervention
-from microtome.tracing.positions import of_batch
+from microtome.tracing.passes import one_pass, require_eval
 from microtome.tracing.prompts import Batch, Prompts
 from microtome.tracing.sites import Site
 from microtome.tracing.trace import Trace
@@ -158,37 +155,15 @@ class Model:
             >>> trace["blocks.0.attn.z[head=1]"].shape[:3]
             torch.Size([1, 3, 1])
         """
-        _require_eval(self.module, self.name)
-        instrument = Instrument(
-            self.module,
-            self.catalog,
-            captures=sites_of(capture),
-            interventions=interventions,
-            grad=grad,
-        )
-        batch = (
-            self.batch(prompts)
-            if is_text_batch(self.module, self.anatomy)
-            else plain_batch(prompts, self.device)
-        )
-        call = Call(
-            of_batch(batch.lengths, batch.tokens.shape[1] if batch.tokens.ndim > 1 else 1),
-            to=None if to is None else torch.device(to),
+        return one_pass(
+            self,
+            prompts,
+            capture=capture,
+            interventions=listed(interventions),
+            logits=logits,
+            to=to,
             dtype=dtype,
             grad=grad,
-        )
-        arguments = forward_arguments(self.module, self.anatomy, batch, logits)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(grad))
-            stack.enter_context(instrument.active(call))
-            output = self.module(batch.tokens, **arguments)
-        instrument.check(call)
-        return Trace(
-            batch.tokens,
-            torch.tensor(batch.lengths),
-            kept_logits(output, batch, logits),
-            call.captured,
-            {"model": self.name, "bos": self.bos, "interventions": [str(i) for i in interventions]},
         )
 
     @contextlib.contextmanager
@@ -203,7 +178,7 @@ class Model:
         """
         from microtome.tracing.scope import scoped
 
-        _require_eval(self.module, self.name)
+        require_eval(self.module, self.name)
         instrument = Instrument(self.module, self.catalog, interventions=interventions)
         with scoped(self.module, instrument):
             yield
@@ -240,7 +215,7 @@ class Model:
             self,
             prompts,
             max_new_tokens=max_new_tokens,
-            interventions=tuple(interventions),
+            interventions=tuple(listed(interventions)),
             steps=steps,
             use_cache=use_cache,
             temperature=temperature,
@@ -265,7 +240,7 @@ class Model:
         """
         from microtome.tracing.gradients import gradients
 
-        return gradients(self, metric, sites, prompts, interventions=tuple(interventions))
+        return gradients(self, metric, sites, prompts, interventions=interventions)
 
     def verify(self) -> Verification:
         """Check every site and identity numerically; ``print`` it or use ``to_frame()``.
@@ -354,12 +329,3 @@ def _vocab(module: nn.Module, anatomy: Anatomy | None) -> int | None:
         return None
     table = module.get_submodule(anatomy.embed_token)
     return int(table.num_embeddings) if isinstance(table, nn.Embedding) else None
-
-
-def _require_eval(module: nn.Module, name: str) -> None:
-    """Refuse a module in training mode."""
-    if module.training:
-        raise ConfigError(
-            f"{name} is in training mode, where dropout changes every pass. Call "
-            "module.eval() first."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from microtome.errors import PromptError, TokenizerError
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,14 +121,18 @@ def _rows(prompts: Prompts, tokenizer: Any, bos: bool) -> list[list[int]]:
     if isinstance(prompts, str):
         return [list(tokenize(tokenizer, prompts, bos=bos))]
     if isinstance(prompts, torch.Tensor):
-        if prompts.is_floating_point() or prompts.ndim not in (1, 2):
+        if prompts.dtype not in _INTEGERS or prompts.ndim not in (1, 2):
             raise PromptError(
                 f"A prompt tensor holds token ids [batch, pos]; got {prompts.dtype} of shape "
                 f"{tuple(prompts.shape)}."
             )
+        if not prompts.numel():
+            raise PromptError(f"A prompt tensor of shape {tuple(prompts.shape)} holds no tokens.")
         ids = prompts.unsqueeze(0) if prompts.ndim == 1 else prompts
         return [[int(i) for i in row] for row in ids.tolist()]
     try:
+        if isinstance(prompts, bytes | bytearray):
+            raise TypeError
         items = list(prompts)
     except TypeError:
         raise PromptError(
@@ -143,8 +150,8 @@ def _row(item: Any, number: int, tokenizer: Any, bos: bool) -> list[int]:
     if isinstance(item, str):
         return list(tokenize(tokenizer, item, bos=bos))
     try:
-        return [int(i) for i in item]
-    except (TypeError, ValueError):
+        return [operator.index(i) for i in item]
+    except TypeError:
         raise PromptError(
             f"Prompt {number} is neither text nor a list of token ids: {type(item).__name__}."
         ) from None

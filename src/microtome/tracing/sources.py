@@ -95,7 +95,7 @@ def _align(
 
 def _source_rows(intervention: Intervention, stored: int, batch: int) -> list[int]:
     """Return the source row for every row of the batch (rows that are not changed get any)."""
-    changed = intervention.rows or tuple(range(batch))
+    changed = tuple(r % batch for r in intervention.rows or range(batch))
     origin = intervention.source_rows
     if origin is None:
         if stored == 1:
@@ -124,7 +124,10 @@ def _check_lengths(
 ) -> None:
     """Refuse to patch whole rows of different lengths; with chosen positions it is allowed."""
     site = intervention.site
-    if site.pos is not None or site.table is not None or positions.totals != positions.lengths:
+    if positions.totals != positions.lengths:
+        return
+    if site.pos is not None or site.table is not None:
+        _check_positions(intervention, trace, rows, positions)
         return
     for row in intervention.rows or range(positions.batch):
         here, there = positions.lengths[row], int(trace.lengths[rows[row]])
@@ -133,6 +136,26 @@ def _check_lengths(
                 f"{intervention}: row {row} has {here} tokens but its source has {there}. Patching "
                 "all positions would compare different tokens; give pos= or prompts of equal "
                 "length."
+            )
+
+
+def _check_positions(
+    intervention: Intervention, trace: Trace, rows: list[int], positions: Positions
+) -> None:
+    """Refuse positions that the source's row does not have.
+
+    Raises:
+        SelectorError: If one does not exist there.
+    """
+    site = intervention.site
+    wanted = positions.absolute(site.pos, site.table)
+    for row in intervention.rows or range(positions.batch):
+        there = int(trace.lengths[rows[row]])
+        beyond = [p for p in wanted[row] if p >= there]
+        if beyond:
+            raise SelectorError(
+                f"{intervention}: position {beyond[0]} of row {row} is not in its source, which "
+                f"has {there} tokens (0 to {there - 1})."
             )
 
 

@@ -1,0 +1,81 @@
+"""One forward pass under observation, from prompts to a trace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from microtome.errors import ConfigError
+from microtome.tracing.call import Call
+from microtome.tracing.forward import forward_arguments, is_text_batch, kept_logits, plain_batch
+from microtome.tracing.instrument import Instrument, sites_of
+from microtome.tracing.interventions import Intervention
+from microtome.tracing.positions import of_batch
+from microtome.tracing.prompts import Prompts
+from microtome.tracing.trace import Trace
+from microtome.tracing.turns import turn
+
+if TYPE_CHECKING:
+    from microtome.tracing.model import Capture, Logits, Model
+
+
+def require_eval(module: nn.Module, name: str) -> None:
+    """Refuse a module in training mode.
+
+    Raises:
+        ConfigError: If it is.
+    """
+    if module.training:
+        raise ConfigError(
+            f"{name} is in training mode, where dropout changes every pass. Call "
+            "module.eval() first."
+        )
+
+
+def one_pass(
+    model: Model,
+    prompts: Prompts,
+    *,
+    capture: Capture,
+    interventions: Sequence[Intervention],
+    logits: Logits,
+    to: torch.device | str | None,
+    dtype: torch.dtype | None,
+    grad: bool,
+) -> Trace:
+    """Run a model once; see :meth:`microtome.tracing.model.Model.trace` for the arguments."""
+    require_eval(model.module, model.name)
+    if logits not in ("all", "last", None):
+        raise ConfigError(f"logits={logits!r}; expected 'all', 'last' or None.")
+    instrument = Instrument(
+        model.module,
+        model.catalog,
+        captures=sites_of(capture),
+        interventions=interventions,
+        grad=grad,
+    )
+    text = is_text_batch(model.module, model.anatomy)
+    batch = model.batch(prompts) if text else plain_batch(prompts, model.device)
+    call = Call(
+        of_batch(batch.lengths, batch.tokens.shape[1] if batch.tokens.ndim > 1 else 1),
+        to=None if to is None else torch.device(to),
+        dtype=dtype,
+        grad=grad,
+    )
+    arguments = forward_arguments(model.module, model.anatomy, batch, logits)
+    with turn(model.module), contextlib.ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(grad))
+        stack.enter_context(instrument.active(call))
+        output = model.module(batch.tokens, **arguments)
+    instrument.check(call)
+    return Trace(
+        batch.tokens,
+        torch.tensor(batch.lengths),
+        kept_logits(output, batch, logits),
+        call.captured,
+        {"model": model.name, "bos": model.bos, "interventions": [str(i) for i in interventions]},
+    )
