@@ -81,10 +81,8 @@ def _install(place: Path, requirement: str) -> tuple[str, bool]:
 
 
 def _pip(place: Path, *arguments: str) -> str:
-    return _call(
-        [_python(place), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        + list(arguments)
-    )
+    pip: list[str | Path] = [_python(place), "-m", "pip", "install", "--quiet"]
+    return _call([*pip, "--disable-pip-version-check", *arguments])
 
 
 def _call(command: list[str | Path]) -> str:

@@ -1,7 +1,7 @@
 """captum: patching is ablation of a layer towards the clean run's values.
 
-``default`` runs one ablation in a forward pass, ``batched`` all of a layer. Every unit of a layer is
-ablated, so a sweep cannot be sampled. A plain forward pass is that of the unwrapped model.
+``default`` runs one ablation in a forward pass, ``batched`` all of a layer. Every unit of a layer
+is ablated, so a sweep cannot be sampled. A plain forward pass is that of the unwrapped model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from benchmarks.peers import common
-from benchmarks.peers.common import Inputs, Ready, Task, Terms
+from benchmarks.peers.common import Inputs, Ready, Terms
+from benchmarks.peers.task import Task
 
 no_grad = torch.no_grad()
 
@@ -31,7 +32,8 @@ class Subject:
 
     def __init__(self, task: Task, model: GPT2LMHeadModel, inputs: Inputs) -> None:
         self.task, self.model, self.inputs = task, model, inputs
-        self.trunk, self.blocks = model.transformer, list(model.transformer.h)
+        self.trunk: Any = model.transformer
+        self.blocks = list[Any](model.transformer.h)
         self.outputs = [block.attn.c_proj for block in self.blocks]
 
     def metric(self, ids: torch.Tensor) -> torch.Tensor:

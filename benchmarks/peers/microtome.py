@@ -10,7 +10,8 @@ from transformers import GPT2LMHeadModel
 
 import microtome as mt
 from benchmarks.peers import common
-from benchmarks.peers.common import Inputs, Ready, Task
+from benchmarks.peers.common import Inputs, Ready
+from benchmarks.peers.task import Task
 from microtome.attribution import attribution_patching
 from microtome.behaviors import Example, Examples
 from microtome.sweeps import sweep
@@ -48,7 +49,9 @@ class Subject:
 
     def __init__(self, task: Task, model: Model, inputs: Inputs) -> None:
         self.task, self.model, self.inputs = task, model, inputs
-        self.rules: Any = None if task.variant == "fast" else [r for r in RULES if r != "fast"]
+        self.rules: Any = (
+            None if task.variant == "fast" else [rule for rule in map(str, RULES) if rule != "fast"]
+        )
         self.said: dict[str, Any] = {}
 
     def forward(self) -> torch.Tensor:

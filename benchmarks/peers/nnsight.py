@@ -9,7 +9,8 @@ from nnsight import NNsight, save
 from transformers import GPT2LMHeadModel
 
 from benchmarks.peers import common
-from benchmarks.peers.common import Inputs, Ready, Task
+from benchmarks.peers.common import Inputs, Ready
+from benchmarks.peers.task import Task
 
 no_grad = torch.no_grad()
 

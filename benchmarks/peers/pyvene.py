@@ -14,7 +14,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from benchmarks.peers import common
-from benchmarks.peers.common import Inputs, Ready, Task
+from benchmarks.peers.common import Inputs, Ready
+from benchmarks.peers.task import Task
 
 no_grad = torch.no_grad()
 COMPONENTS = ("block_input", "attention_output", "mlp_output", "block_output")

@@ -21,7 +21,8 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from benchmarks.peers import common, raw_restart, raw_smart
-from benchmarks.peers.common import Inputs, Ready, Task, Terms
+from benchmarks.peers.common import Inputs, Ready, Terms, Workload
+from benchmarks.peers.task import Task
 
 Hook = tuple[nn.Module, bool, Callable[..., object]]
 """A module, whether before it (or after it), and what is called."""
@@ -33,8 +34,9 @@ class Hooked:
     """The workloads by hooks that are registered for each forward pass."""
 
     def __init__(self, task: Task, model: GPT2LMHeadModel, inputs: Inputs) -> None:
-        self.task, self.model, self.inputs = task, model, inputs
-        self.blocks = list(model.transformer.h)
+        self.task, self.inputs = task, inputs
+        self.model: Any = model
+        self.blocks: list[Any] = list(model.transformer.h)
 
     def run(self, ids: torch.Tensor, hooks: list[Hook], keep: int = 0) -> torch.Tensor:
         """Return the logits of one forward pass under hooks."""
@@ -158,7 +160,7 @@ def wrap(task: Task, model: GPT2LMHeadModel, inputs: Inputs) -> Ready:
     hooked = Hooked(task, model, inputs)
     restart = raw_restart.Restart(task, model, inputs)
     smart = raw_smart.Smart(task, model, inputs)
-    sweeps = {
+    sweeps: dict[str, tuple[Workload, Workload]] = {
         "naive": (partial(hooked.positions, False), partial(hooked.heads, False)),
         "batched": (partial(hooked.positions, True), partial(hooked.heads, True)),
         "restart": (restart.positions, restart.heads),

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from benchmarks.peers import common
-from benchmarks.peers.common import Inputs, Task
+from benchmarks.peers.common import Inputs
+from benchmarks.peers.task import Task
 
 no_grad = torch.no_grad()
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -41,8 +42,9 @@ class Restart:
     """Sweeps that start at the patched block, and at the patched position."""
 
     def __init__(self, task: Task, model: GPT2LMHeadModel, inputs: Inputs) -> None:
-        self.task, self.model, self.inputs = task, model, inputs
-        self.blocks = list(model.transformer.h)
+        self.task, self.inputs = task, inputs
+        self.model: Any = model
+        self.blocks: list[Any] = list(model.transformer.h)
         weight = model.lm_head.weight
         self.direction = (weight[common.RIGHT].float() - weight[common.WRONG].float()).detach()
 
@@ -135,7 +137,7 @@ class Restart:
 
     @no_grad
     def positions_suffix(self) -> torch.Tensor:
-        """Workload c: position outermost; the runs that enter at a block join those on their way."""
+        """Workload c: position outermost; the runs of a block join those on their way."""
         grid, prefix = common.empty(self.task), self.prefix()
         clean, corrupt = self.calls(self.inputs.clean), self.calls(self.inputs.corrupt)
         for start in range(self.task.positions):

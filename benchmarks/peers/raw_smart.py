@@ -8,17 +8,20 @@ run, the last block runs at the last position, and the unembedding is one direct
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import GPT2LMHeadModel
 
 from benchmarks.peers import common
-from benchmarks.peers.common import Inputs, Task
+from benchmarks.peers.common import Inputs
 from benchmarks.peers.raw_restart import Restart
+from benchmarks.peers.task import Task
 
 no_grad = torch.no_grad()
+Part = Any
+"""A part of GPT-2: torch knows no types of a module's attributes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +45,17 @@ class Packing:
     last: torch.Tensor
 
 
-def affine(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def affine(x: torch.Tensor, layer: Part) -> torch.Tensor:
     """Apply one of GPT-2's layers, whose weights are ``[in, out]``."""
     return torch.addmm(layer.bias, x, layer.weight)
 
 
-def norm(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+def norm(x: torch.Tensor, layer: Part) -> torch.Tensor:
     """Apply a layer norm."""
     return F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias, layer.eps)
 
 
-def mlp(x: torch.Tensor, block: nn.Module) -> torch.Tensor:
+def mlp(x: torch.Tensor, block: Part) -> torch.Tensor:
     """Return what the MLP adds; the fused form of GELU."""
     hidden = F.gelu(affine(norm(x, block.ln_2), block.mlp.c_fc), approximate="tanh")
     return affine(hidden, block.mlp.c_proj)
@@ -63,7 +66,7 @@ class Smart:
 
     def __init__(self, task: Task, model: GPT2LMHeadModel, inputs: Inputs) -> None:
         self.task, self.inputs = task, inputs
-        self.trunk, self.blocks = model.transformer, list(model.transformer.h)
+        self.trunk, self.blocks = model.transformer, list[Any](model.transformer.h)
         self.finish = Restart(task, model, inputs).finish
         self.width, self.length = task.width, task.positions
 
@@ -213,13 +216,13 @@ class Smart:
             x = x + written
         return found, self.finish(x).sum()
 
-    def _read(self, normed: torch.Tensor, block: nn.Module) -> tuple[torch.Tensor, ...]:
+    def _read(self, normed: torch.Tensor, block: Part) -> tuple[torch.Tensor, ...]:
         """Return q, k and v of all positions."""
         flat = normed.view(-1, self.width)
         parts = affine(flat, block.attn.c_attn).split(self.width, 1)
         return tuple(part.view(normed.shape) for part in parts)
 
-    def _read_last(self, normed: torch.Tensor, block: nn.Module) -> tuple[torch.Tensor, ...]:
+    def _read_last(self, normed: torch.Tensor, block: Part) -> tuple[torch.Tensor, ...]:
         """Return q of the last position and k, v of all."""
         weight, bias, width = block.attn.c_attn.weight, block.attn.c_attn.bias, self.width
         flat = normed.reshape(-1, width)

@@ -17,14 +17,15 @@ from transformer_lens import TransformerBridge, patching
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.peers import common
-from benchmarks.peers.common import Inputs, Ready, Task, Terms
+from benchmarks.peers.common import Inputs, Ready, Terms
+from benchmarks.peers.task import Task
 
 no_grad = torch.no_grad()
 KEPT = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 
 
 def bridge(task: Task, model: GPT2LMHeadModel) -> Any:
-    """Return the wrapped model; booting wants a tokenizer from disk, though nothing is tokenized."""
+    """Return the wrapped model; booting wants a tokenizer that can be read from disk."""
     words = {str(number): number for number in range(task.vocabulary)}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")),
