@@ -156,7 +156,7 @@ def run(
                 continue
             cell.reports.append(found)
             if cell.workload in wholes:
-                cell.difference = difference(_whole_file(folder, cell.workload), save)
+                _compare(cell, _whole_file(folder, cell.workload), save)
     return cells, wholes
 
 
@@ -181,9 +181,22 @@ def _whole_file(folder: Path, workload: str) -> Path:
     return folder / f"whole-{workload}.npy"
 
 
+def _compare(cell: Measured, whole: Path, part: Path) -> None:
+    """Note by how much a result is off, or that it is not even of the right shape."""
+    try:
+        off = difference(whole, part)
+    except ValueError as error:
+        cell.failure = f"wrong result: {error}"
+        return
+    cell.difference = off if cell.difference is None else max(off, cell.difference)
+
+
 def difference(whole: Path, part: Path) -> float:
     """Return the largest absolute difference over the cells that were run."""
-    return float(np.nanmax(np.abs(np.load(whole) - np.load(part))))
+    expected, found = np.load(whole), np.load(part)
+    if expected.shape != found.shape:
+        raise ValueError(f"its shape is {list(found.shape)}, not {list(expected.shape)}")
+    return float(np.nanmax(np.abs(expected - found)))
 
 
 def _say(text: str) -> None:

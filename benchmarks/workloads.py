@@ -69,7 +69,9 @@ def block(workload: str, cells: Sequence[Measured]) -> str:
     for cell in cells:
         values = _started(cell) if workload == "f" else _timed(cell, wall)
         figures = "".join(f"{value:>11s}" for value in values)
-        lines.append(f"   {cell.contender.label:27s}" + (figures if cell.reports else "  failed"))
+        lines.append(
+            f"   {cell.contender.label:27s}" + ("     failed" if cell.failure else figures)
+        )
     return "\n".join(lines) + "\n"
 
 
