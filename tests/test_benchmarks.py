@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import large
 from benchmarks.contenders import CONTENDERS, select
+from benchmarks.environments import Environment
 from benchmarks.options import Options
 from benchmarks.peers import common, microtome, raw
 from benchmarks.peers.task import Task, parse
-from benchmarks.workloads import table
+from benchmarks.running import call, difference, run
+from benchmarks.workloads import block, notes, table
 
 SMALL = {"layers": 2, "heads": 4, "width": 32, "vocabulary": 2500}
 SHAPE = Task(**SMALL, positions=16)
@@ -71,6 +74,24 @@ def test_contenders_are_chosen_by_name() -> None:
 def test_without_a_gpu_the_large_table_is_one_line(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert large.table(Options())[0].count("\n") == 1
+
+
+def test_what_cannot_be_installed_is_said(tmp_path) -> None:
+    where = Environment("captum", None, "ERROR: no such version")
+    assert call(where, "captum", SHAPE) == {"failure": "not installed: ERROR: no such version"}
+    cells, _ = run(
+        select(["captum/default"]), {"captum": where, "raw": Environment("raw", None)}, SHAPE,
+        workloads="f", rounds=1, quick=True, folder=tmp_path,
+    )  # fmt: skip
+    assert "failed" in block("f", cells)
+    assert "captum default on f: not installed" in notes({"captum": where}, cells, {})
+
+
+def test_a_result_of_another_shape_is_refused(tmp_path) -> None:
+    for name, size in (("whole", 3), ("part", 4)):
+        np.save(tmp_path / f"{name}.npy", np.zeros(size))
+    with pytest.raises(ValueError, match="its shape is"):
+        difference(tmp_path / "whole.npy", tmp_path / "part.npy")
 
 
 @pytest.mark.slow
