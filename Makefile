@@ -53,11 +53,11 @@ docs: $(STAMP) ## build the documentation; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "documentation: $(abspath docs/_build/html)/index.html"
 
-bench: $(STAMP) ## run the benchmarks and print their tables
+bench: $(STAMP) ## set up the peers and print the benchmarks' tables; ARGS picks some
 	$(BIN)/python -m benchmarks $(ARGS)
 
 wheel: $(STAMP) ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove everything that was built, the virtual environment too
-	rm -rf $(VENV) build dist docs/_build docs/reference src/*.egg-info
+	rm -rf $(VENV) .bench build dist docs/_build docs/reference src/*.egg-info
