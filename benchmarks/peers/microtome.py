@@ -14,8 +14,7 @@ from benchmarks.peers.common import Inputs, Ready
 from benchmarks.peers.task import Task
 from microtome.attribution import attribution_patching
 from microtome.behaviors import Example, Examples
-from microtome.sweeps import sweep
-from microtome.sweeps.planning import RULES
+from microtome.sweeps import RULES, sweep
 from microtome.tracing.model import Model
 
 KEPT = ("resid_pre", "attn.out", "mlp.out", "resid_post")
@@ -83,7 +82,7 @@ class Subject:
     def extra(self) -> dict[str, Any]:
         """Return what the certificate says, so far as it says it."""
         names = {
-            "seconds": "certificate_s",
+            "seconds_certifying": "certificate_s",
             "rules": "rules",
             "difference": "certified",
             "tolerance": "tolerance",

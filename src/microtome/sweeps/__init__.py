@@ -7,6 +7,7 @@ from microtome.core.lazy import lazy_names
 _NAMES = {
     "Cost": "microtome.sweeps.cost:Cost",
     "Plan": "microtome.sweeps.plans:Plan",
+    "RULES": "microtome.sweeps.rules:RULES",
     "Sweep": "microtome.sweeps.results:Sweep",
     "plan": "microtome.sweeps.planning:plan",
     "sweep": "microtome.sweeps.planning:sweep",

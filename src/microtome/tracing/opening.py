@@ -11,6 +11,7 @@ from torch import nn
 from microtome.errors import ModelSupportError
 from microtome.models.discovery import discover
 from microtome.models.loading import open_module
+from microtome.models.precision import in_float32
 from microtome.tracing.model import Model
 
 
@@ -48,7 +49,8 @@ def load(
     """
     opened = open_module(source, tokenizer=tokenizer, device=device, dtype=dtype)
     try:
-        anatomy = discover(opened.module)
+        with in_float32(opened.module):
+            anatomy = discover(opened.module)
     except ModelSupportError:
         if not isinstance(source, nn.Module):
             raise
