@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -11,10 +10,8 @@ from torch import Tensor, nn
 
 from microtome.errors import ModelSupportError
 from microtome.tracing.catalog import require_anatomy
+from microtome.tracing.model import Model
 from microtome.tracing.sites import at
-
-if TYPE_CHECKING:
-    from microtome.tracing.model import Model
 
 
 def embed(

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from microtome.attribution.units import Unit
 from microtome.errors import ModelSupportError
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.gradients import frozen, graph_started
+from microtome.tracing.model import Model
 from microtome.tracing.prompts import require_tokenizer
 from microtome.tracing.sites import at
-
-if TYPE_CHECKING:
-    from microtome.attribution.units import Unit
-    from microtome.tracing.model import Model
-    from microtome.tracing.trace import Trace
+from microtome.tracing.trace import Trace
 
 _EMBEDDING = at("embed.token")
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from microtome.attribution.maximization_results import PixelMaximization
@@ -32,7 +31,7 @@ def optimize_pixels(
     model: Model,
     site: str | Site,
     *,
-    images: Float[Tensor, "image channel height width"],
+    images: Tensor,
     steps: int = 200,
     starts: int = 8,
     rate: float = 0.03,
@@ -53,7 +52,7 @@ def optimize_pixels(
     Args:
         model: An image network.
         site: ``"module:PATH:out[neuron=k]"``: channel k (axis 1) of a module's output.
-        images: The data, on the scale that the network expects.
+        images: The data ``[image, channel, height, width]``, on the scale that the network expects.
         steps: Steps of the ascent.
         starts: Random images it begins from, climbed together.
         rate: Learning rate, as a share of the range of the pixels.
@@ -138,8 +137,8 @@ class _Channel:
     model: Model
     site: Site
 
-    def __call__(self, images: Tensor, *, grad: bool = False) -> Float[Tensor, " image"]:
-        """Return the channel's largest activation over its map, for each image."""
+    def __call__(self, images: Tensor, *, grad: bool = False) -> Tensor:
+        """Return the channel's largest activation over its map ``[image]``."""
         value = self._value(images, grad=grad)
         return value[:, one(self.site, "neuron", value.shape[1])].flatten(1).amax(1).float().cpu()
 
