@@ -1,16 +1,17 @@
-"""``python -m benchmarks [overhead] [sweeps] [twins]``: print tables, all by default."""
+"""``python -m benchmarks [overhead] [sweeps] [twins] [maximization]``: tables, by default all."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-from benchmarks import overhead, sweeps, twins
+from benchmarks import maximization, overhead, sweeps, twins
 
 TABLES: dict[str, Callable[[], str]] = {
     "overhead": overhead.table,
     "sweeps": sweeps.table,
     "twins": twins.table,
+    "maximization": maximization.table,
 }
 
 

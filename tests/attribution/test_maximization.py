@@ -20,7 +20,7 @@ from microtome.attribution import (
 from microtome.attribution.corpus import encoded, sample_windows
 from microtome.attribution.embeddings import embedding_table
 from microtome.attribution.fluency import measure, survivors, token_slopes
-from microtome.attribution.units import Unit, random_like
+from microtome.attribution.units import Unit, driver, random_like
 from microtome.errors import (
     ConfigError,
     EmptyDataError,
@@ -179,6 +179,19 @@ def test_a_heavier_weight_gives_a_more_fluent_text(model: Model) -> None:
     assert light.fluency_weights == (0.0,)
     assert heavy.frontier[0].cross_entropy < light.frontier[0].cross_entropy
     assert light.best().activation > heavy.best().activation
+
+
+def test_a_neuron_that_is_off_is_found_through_its_pre_activation() -> None:
+    """Its activation is below zero on every random text."""
+    model = code_model()
+    model.module.transformer.h[1].mlp.c_fc.bias.data[5] = -4.0
+    found = optimize_tokens(model, NEURON, length=6, iterations=25, children=8)
+    assert found.driver == "blocks.1.mlp.pre[neuron=5]" and found.unit == NEURON
+    assert found.random.activation <= 0 < 1 < found.best().activation
+    gated = unit("blocks.0.mlp.act[neuron=1]")
+    assert driver(load(build("llama")), gated) is gated
+    head = unit("blocks.0.attn.z[head=2]")
+    assert driver(model, head) is head
 
 
 def test_texts_that_change_when_tokenized_again_are_seen(model: Model) -> None:

@@ -3,7 +3,8 @@
 In the manner of evolutionary prompt optimization (EPO; Thompson, Straznickas & Sklar 2024,
 arXiv:2402.01702): a population in which each member weighs fluency differently; candidates come
 from the slope of activation - weight x cross-entropy in each token; for each weight the best text
-of all is kept. Unlike there, the population is never restarted from one of its members.
+of all is kept. Unlike there, the population is never restarted from one of its members, and a
+neuron is climbed along its pre-activation, because where it is off its slope vanishes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from microtome.attribution.embeddings import embedding_table
 from microtome.attribution.fluency import measure, require_causal, survivors, token_slopes
 from microtome.attribution.maximization_results import ActivatingText, TokenOptimization
-from microtome.attribution.units import Unit
+from microtome.attribution.units import Unit, driver
 from microtome.attribution.units import unit as as_unit
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
@@ -106,7 +107,8 @@ def optimize_tokens(
     require_causal(model, "Optimizing tokens")
     require_tokenizer(model.tokenizer)
     _check_length(model, length)
-    search = _Search(model, as_unit(unit), settings)
+    chosen = as_unit(unit)
+    search = _Search(model, driver(model, chosen), settings)
     weights = search.begin(population, fluency_weights)
     history = [search.best_goals]
     for done in range(iterations):
@@ -115,9 +117,10 @@ def optimize_tokens(
         progress.step(done + 1, iterations, "token search")
     config = {"method": "evolutionary prompt optimization", **vars(settings)}
     return TokenOptimization(
-        unit=str(search.unit),
-        frontier=tuple(search.text(*entry) for entry in search.frontier),
-        random=search.text(*search.random),
+        unit=str(chosen),
+        driver=str(search.unit),
+        frontier=_texts(model, chosen, search.frontier),
+        random=_texts(model, chosen, [search.random])[0],
         fluency_weights=tuple(weights),
         history=np.array(history),
         evaluated=search.evaluated,
@@ -173,10 +176,6 @@ class _Search:
         """Activation - weight x cross-entropy of each member."""
         return (self._activation - self._weights * self._entropy).numpy()
 
-    def text(self, entropy: float, activation: float, ids: tuple[int, ...]) -> ActivatingText:
-        """Return an entry of the frontier as it is reported."""
-        return ActivatingText(self.model.decode(ids), ids, activation, entropy)
-
     def _select(self, rows: Tensor, activation: Tensor, entropy: Tensor) -> None:
         goals = activation[:, None] - self._weights * entropy[:, None]
         chosen = goals.argmax(0)
@@ -224,6 +223,14 @@ class _Search:
             f"No random text of {self.settings.length} tokens came back unchanged from this "
             f"tokenizer in {_ATTEMPTS} attempts for each token. Take a smaller length."
         )
+
+
+def _texts(model: Model, unit: Unit, entries: list[_Entry]) -> tuple[ActivatingText, ...]:
+    """Return the frontier in the unit's own activation, which its driver only stands for."""
+    ids = [entry[2] for entry in entries]
+    activation, entropy = measure(model, unit, torch.tensor(ids))
+    own = _frontier(list(zip(entropy.tolist(), activation.tolist(), ids, strict=True)))
+    return tuple(ActivatingText(model.decode(i), i, a, e) for e, a, i in own)
 
 
 def _frontier(entries: list[_Entry]) -> list[_Entry]:

@@ -21,11 +21,12 @@ from microtome.attribution.maximization_results import (
     ActivatingText,
     CorpusActivations,
     Maximization,
+    TokenOptimization,
 )
 from microtome.attribution.units import Unit, random_like
 from microtome.attribution.units import unit as as_unit
 from microtome.core.progress import Progress, quiet
-from microtome.core.provenance import collect
+from microtome.core.provenance import Provenance, collect
 from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,21 +96,39 @@ def maximize(
     corpus = encoded(model, texts)
     rows = sample_windows(corpus, length, MEDIAN_WINDOWS, seed)
     median = float(measure(model, chosen, rows)[1].median())
-    limit = fluency_limit * median
     found = search_units(model, [chosen, other], corpus, window=window, top=top, progress=progress)
-    own, beside = (_measured(model, u, f) for u, f in zip((chosen, other), found, strict=True))
-    searched = [
+    searched = tuple(
         optimize_tokens(
             model, u, length=length, population=population, iterations=iterations,
             children=children, fluency_weights=fluency_weights, seed=seed, progress=progress,
         )
         for u in (chosen, other)
-    ]  # fmt: skip
+    )  # fmt: skip
+    config = {
+        "method": "activation maximization", "length": length, "population": population,
+        "iterations": iterations, "children": children, "window": window,
+        "fluency_limit": fluency_limit,
+    }  # fmt: skip
+    whole = collect(model, config, seed=seed)
+    return _beside(model, (chosen, other), found, searched, median, fluency_limit * median, whole)
+
+
+def _beside(
+    model: Model,
+    units: tuple[Unit, Unit],
+    found: Sequence[CorpusActivations],
+    searched: Sequence[TokenOptimization],
+    median: float,
+    limit: float,
+    provenance: Provenance,
+) -> Maximization:
+    """Return what was found for a unit beside what was found for a random one."""
+    own, beside = (_measured(model, u, f) for u, f in zip(units, found, strict=True))
     best = searched[0].best(limit)
     return Maximization(
-        unit=str(chosen),
+        unit=str(units[0]),
         corpus=own,
-        cut=_cut(model, chosen, own, length),
+        cut=_cut(model, units[0], own, len(best.ids)),
         optimized=searched[0],
         best=best,
         median_cross_entropy=median,
@@ -117,17 +136,9 @@ def maximize(
         random_corpus=beside,
         random_optimized=searched[1],
         random_best=searched[1].best(limit),
-        random_on_best=float(measure(model, other, torch.tensor([best.ids]))[0][0]),
-        provenance=collect(
-            model,
-            {
-                "method": "activation maximization", "length": length, "population": population,
-                "iterations": iterations, "children": children, "fluency_limit": fluency_limit,
-                "window": window,
-            },
-            seed=seed,
-        ),
-    )  # fmt: skip
+        random_on_best=float(measure(model, units[1], torch.tensor([best.ids]))[0][0]),
+        provenance=provenance,
+    )
 
 
 def _measured(model: Model, unit: Unit, found: CorpusActivations) -> CorpusActivations:

@@ -73,17 +73,19 @@ class TokenOptimization(Result):
 
     Attributes:
         unit: The unit.
+        driver: What the search climbed: a neuron's pre-activation, otherwise the unit.
         frontier: Texts that no other one seen beats in both activation and cross-entropy, most
             fluent first. Each comes back unchanged when it is decoded and tokenized again.
         random: The most activating of the random texts that the search began with.
         fluency_weights: Weight of the cross-entropy of each member, in activation per nat.
-        history: Best activation - weight x cross-entropy so far ``[iteration, member]``.
+        history: The driver's best activation - weight x cross-entropy ``[iteration, member]``.
         evaluated: Texts whose activation was computed.
         rejected: Texts that did not survive re-tokenization.
         provenance: Model, settings, seed, versions.
     """
 
     unit: str
+    driver: str
     frontier: tuple[ActivatingText, ...]
     random: ActivatingText
     fluency_weights: tuple[float, ...]

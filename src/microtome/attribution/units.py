@@ -12,6 +12,7 @@ from torch import Tensor
 
 from microtome.core.seeds import rng
 from microtome.errors import SelectorError, ShapeError, SiteError
+from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.sites import Site, Span, at
 
 if TYPE_CHECKING:
@@ -103,7 +104,11 @@ def unit(
     if isinstance(site, Unit):
         return site
     found = at(site)
-    along = None if direction is None else torch.as_tensor(direction, dtype=torch.float32)
+    along = (
+        None
+        if direction is None
+        else torch.as_tensor(direction, dtype=torch.float32).detach().cpu()
+    )
     if along is not None and (along.ndim != 1 or not bool(torch.isfinite(along).all())):
         raise ShapeError(
             f"{found}: a direction is one axis of finite numbers, got shape {tuple(along.shape)}."
@@ -133,6 +138,24 @@ def random_like(model: Model, like: Unit, *, seed: int) -> Unit:
         raise SelectorError(f"{like.site} is the only {part} there; no random one is left beside.")
     changes: dict[str, Any] = {part: (int(stream.choice(others)),)}
     return Unit(replace(like.site, **changes))
+
+
+def driver(model: Model, of: Unit) -> Unit:
+    """Return the unit to climb in order to raise another.
+
+    A neuron's activation is flat where it is off, and GELU and SiLU rise towards zero on the wrong
+    side; its pre-activation shows the way. Where the MLP is gated, and for all other units, it is
+    the unit itself.
+    """
+    layer = of.site.layer
+    if of.site.name != "mlp.act" or not isinstance(layer, tuple):
+        return of
+    block = layer[0] % require_anatomy(model.anatomy, "A neuron").n_layers
+    if model.catalog.info("mlp.gate", block).readable:
+        return of
+    if not model.catalog.info("mlp.pre", block).readable:
+        return of
+    return Unit(replace(of.site, name="mlp.pre"))
 
 
 def one(site: Site, part: str, size: int) -> int:
