@@ -65,7 +65,7 @@ def search_corpus(
         >>> model = mt.load("python-code")
         >>> found = search_corpus(model, "blocks.2.mlp.act[neuron=5]", ["x = 1", "y = 'a'"])
         >>> found.n_tokens
-        10
+        12
     """
     return search_units(
         model,

@@ -110,7 +110,7 @@ def input_attribution(
         >>> pair = mt.pair("x = 'data", 'x = "data', answer="'", wrong='"')
         >>> found = input_attribution(model, pair)
         >>> found.tokens[0][int(found.values[0].argmax())]
-        " '"
+        "'"
     """
     key, chosen_baseline = _checked(method, baseline, steps)
     prepared = examples.prepare(model) if isinstance(examples, Behavior) else examples

@@ -94,6 +94,7 @@ def unit(
 
     Raises:
         SelectorError: If the selectors do not mean exactly one unit, or select positions.
+        ShapeError: If the direction is no axis of finite numbers.
         SiteError: If the site has no units.
 
     Example:
@@ -193,6 +194,15 @@ def _check(site: Site, directed: bool) -> None:
         raise SelectorError(f"{site} is a single number; it takes no direction.")
     if not directed and vector and not chosen:
         raise SelectorError(f"{site} is a vector at each position; give direction=... to read it.")
+
+
+def _vector(site: Site, direction: Tensor | Sequence[float]) -> Tensor:
+    along = torch.as_tensor(direction, dtype=torch.float32).detach().cpu()
+    if along.ndim != 1 or not bool(torch.isfinite(along).all()):
+        raise ShapeError(
+            f"{site}: a direction is one axis of finite numbers, got shape {tuple(along.shape)}."
+        )
+    return along
 
 
 def _is_one(index: tuple[int, ...] | Span | None) -> bool:
