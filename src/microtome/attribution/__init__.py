@@ -1,17 +1,30 @@
-"""Logit lens, direct logit attribution and attribution patching."""
+"""Attribution to components and to inputs, the logit lens, and activation maximization."""
 
 from __future__ import annotations
 
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "ActivatingText": "microtome.attribution.maximization_results:ActivatingText",
     "ComponentScores": "microtome.attribution.results:ComponentScores",
+    "CorpusActivations": "microtome.attribution.maximization_results:CorpusActivations",
     "DirectAttribution": "microtome.attribution.results:DirectAttribution",
+    "InputAttribution": "microtome.attribution.results:InputAttribution",
     "LogitLens": "microtome.attribution.results:LogitLens",
+    "Maximization": "microtome.attribution.maximization_results:Maximization",
+    "PixelMaximization": "microtome.attribution.maximization_results:PixelMaximization",
+    "TokenOptimization": "microtome.attribution.maximization_results:TokenOptimization",
+    "Unit": "microtome.attribution.units:Unit",
     "attribution_patching": "microtome.attribution.patching:attribution_patching",
     "component_names": "microtome.attribution.patching:component_names",
     "direct_logit_attribution": "microtome.attribution.direct:direct_logit_attribution",
+    "input_attribution": "microtome.attribution.inputs:input_attribution",
     "logit_lens": "microtome.attribution.lens:logit_lens",
+    "maximize": "microtome.attribution.maximization:maximize",
+    "optimize_pixels": "microtome.attribution.pixels:optimize_pixels",
+    "optimize_tokens": "microtome.attribution.evolution:optimize_tokens",
+    "search_corpus": "microtome.attribution.corpus:search_corpus",
+    "unit": "microtome.attribution.units:unit",
 }
 
 __all__ = sorted(_NAMES)

@@ -68,7 +68,7 @@ def attribution_patching(
         MetricError: If the metric needs several rows for an example.
         ModelSupportError: If the model is not a transformer.
     """
-    chosen = _single_row(metric)
+    chosen = single_row(metric, "Attribution patching")
     names = component_names(model)
     roles = _roles(examples) if by_role else ()
     values = np.zeros((len(examples), len(names)))
@@ -101,12 +101,17 @@ def attribution_patching(
     )
 
 
-def _single_row(name: str | Metric) -> LastTokenMetric:
+def single_row(name: str | Metric, method: str) -> LastTokenMetric:
+    """Return a metric that reads the logits behind the prompt, or refuse with what needs it.
+
+    Raises:
+        MetricError: If the metric needs several rows for an example.
+    """
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(
-            f"Attribution patching needs a metric that reads the prompt's end; {chosen.name} does "
-            "not."
+            f"{method} needs a metric that reads the prompt's end; {chosen.name} does not. Take "
+            "logit_difference, probability_difference or loss."
         )
     return chosen
 

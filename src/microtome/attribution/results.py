@@ -141,3 +141,60 @@ class LogitLens(Result):
             for p, token in enumerate(self.tokens)
         ]
         return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class InputAttribution(Result):
+    """How much each token of the clean prompt speaks for the answer over the wrong one.
+
+    Attributes:
+        tokens: Display texts of each example's tokens.
+        roles: Role of each token in its example, empty where it has none.
+        values: ``[example, pos]`` in the metric's unit, NaN behind a prompt's end.
+        total: The metric of each clean prompt ``[example]``.
+        baseline_total: The metric at the baseline ``[example]``, for integrated gradients.
+        completeness_error: Sum of an example's values minus (total - baseline_total)
+            ``[example]``, in the metric's unit, for the method that has this axiom; else None.
+        representation_change: Cosine distance by which taking the token's values away moves the
+            last residual stream at the prompt's end ``[example, pos]``, for value zeroing.
+        method: How they were computed.
+        metric: Name of the metric they are about.
+        baseline: What stood for an absent token, None where nothing had to.
+        meaning: What a value says, in one sentence.
+        provenance: Model, settings, versions.
+    """
+
+    tokens: tuple[tuple[str, ...], ...]
+    roles: tuple[tuple[str, ...], ...]
+    values: np.ndarray
+    total: np.ndarray
+    baseline_total: np.ndarray | None
+    completeness_error: np.ndarray | None
+    representation_change: np.ndarray | None
+    method: str
+    metric: str
+    baseline: str | None
+    meaning: str
+    provenance: Provenance | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each token: example, pos, token, role, value."""
+        import pandas as pd
+
+        rows: list[dict[str, object]] = []
+        for number, tokens in enumerate(self.tokens):
+            for p, token in enumerate(tokens):
+                row: dict[str, object] = {"example": number, "pos": p, "token": token}
+                row |= {"role": self.roles[number][p], "value": float(self.values[number, p])}
+                if self.representation_change is not None:
+                    row["representation_change"] = float(self.representation_change[number, p])
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def by_role(self) -> pd.DataFrame:
+        """Return the mean over examples of the sum over each role's tokens, strongest first."""
+        frame = self.to_frame()
+        frame["role"] = frame["role"].replace("", "rest")
+        sums = frame.pivot_table("value", "example", "role", aggfunc="sum", fill_value=0)
+        mean = sums.mean().rename("mean").reset_index()
+        return mean.reindex(mean["mean"].abs().sort_values(ascending=False).index)

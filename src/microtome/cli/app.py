@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import analysis, dissection, health, models
+from microtome.cli import analysis, dissection, health, inputs, models
 from microtome.cli.running import run
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("trace")(analysis.trace)
 app.command("lens")(analysis.lens)
 app.command("sweep")(analysis.sweep)
 app.command("attribute")(analysis.attribute)
+app.command("attribute-inputs")(inputs.attribute_inputs)
+app.command("maximize")(inputs.maximize)
 app.command("doctor")(health.doctor)
 
 

@@ -23,5 +23,5 @@ def fingerprint(module: nn.Module) -> str:
             continue
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         flat = tensor.detach().contiguous().cpu().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        digest.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from microtome.errors import (
     UnsafeFileError,
 )
 from microtome.models import hf
-from microtome.models.specimens import specimen_folder
+from microtome.models.specimens import plain_specimen, specimen_folder
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 
@@ -68,7 +68,11 @@ def open_module(
             module = module.to(device=device, dtype=wanted)
         return Opened(module, _tokenizer(tokenizer, None), type(source).__name__)
     folder, name = _locate(source)
-    module = _from_pretrained(folder, wanted or torch.float32)
+    plain = plain_specimen(folder)
+    if plain is not None:
+        module = plain.to(wanted or torch.float32)
+    else:
+        module = _from_pretrained(folder, wanted or torch.float32)
     if device is not None:
         module = module.to(device)
     return Opened(module.eval(), _tokenizer(tokenizer, folder), name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from microtome.errors import ModelSupportError
 from microtome.models.discovery import discover
@@ -52,7 +53,7 @@ def load(
         with in_float32(opened.module):
             anatomy = discover(opened.module)
     except ModelSupportError:
-        if not isinstance(source, nn.Module):
+        if not isinstance(source, nn.Module) and isinstance(opened.module, PreTrainedModel):
             raise
         anatomy = None
     chosen = adds_bos(opened.tokenizer) if bos is None else bos
