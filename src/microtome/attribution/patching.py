@@ -79,7 +79,12 @@ def attribution_patching(
             (chunk.clean, chunk.corrupt) if base == "clean" else (chunk.corrupt, chunk.clean)
         )
         sites = _sites(model)
-        slopes = model.gradients(lambda lo, le, c=chunk: chosen(lo, le, c), sites, here)  # type: ignore[misc]
+        slopes = model.gradients(
+            lambda logits, lengths, c=chunk: chosen(logits, lengths, c),  # type: ignore[misc]
+            sites,
+            here,
+            logits="last",
+        )
         other = model.trace(there, capture=sites, logits=None)
         effects = _effects(model, slopes, other)
         values[places] = effects.sum(2).numpy()

@@ -88,5 +88,7 @@ def _rounded_addition(
         scale = 1.0
     rest = total - base - scale * part
     rounding = ROUNDINGS * eps * (total.abs() + base.abs() + part.abs())
+    if scale == 0.0:
+        return None
     explained = float(rest.norm()) <= UNEXPLAINED * abs(scale) * float(part.norm())
     return scale if explained and bool((rest.abs() <= rounding).all()) else None

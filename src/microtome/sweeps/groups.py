@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from microtome.behaviors.examples import Examples
 from microtome.models.probe import first_tensor
@@ -41,6 +43,7 @@ class Group:
         mids: Stream before the MLP, for layers entered there ``[row, pos, d_model]``.
         modes: Where changes enter, by layer.
         reader: From last streams to values.
+        layers: Number of blocks.
         firsts: First position that each cell changes in each row ``[cell, row]``.
         moved: Whether a cell changes any value in a row ``[cell, row]``.
         ends: Metric of the unchanged run and of the other one ``[2, row]``; NaN where not run.
@@ -54,6 +57,7 @@ class Group:
     mids: dict[int, torch.Tensor]
     modes: dict[int, Mode]
     reader: Reader
+    layers: int
     firsts: np.ndarray
     moved: np.ndarray
     ends: np.ndarray
@@ -105,6 +109,7 @@ def group_of(plan: Plan, places: Sequence[int]) -> Group:
         mids=mids,
         modes=modes,
         reader=Reader.of(model, plan.metric, rows, narrow="narrow" in plan.rules),
+        layers=0 if model.anatomy is None else model.anatomy.n_layers,
         firsts=np.zeros(0),
         moved=np.zeros(0),
         ends=np.stack([_values(plan, rows, logits), _values(plan, rows, other)]),
@@ -214,14 +219,22 @@ def _block(model: Model, layer: int) -> BlockAnatomy:
     return model.anatomy.blocks[layer]
 
 
+_halves: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKeyDictionary()
+
+
 def _half_is_exact(model: Model, layer: int, mid: torch.Tensor, base: BaseRun) -> bool:
-    """Return whether the second half of a block gives the recorded stream behind it."""
-    try:
-        found = half(model, layer, mid)
-    except Exception:
-        # a module that cannot be called alone is run with its block
-        return False
-    return same_stream(found, base.streams[layer + 1])
+    """Return whether the second half of a block gives the recorded stream behind it.
+
+    Measured on the first recorded run of a module and remembered.
+    """
+    known = _halves.setdefault(model.module, {})
+    if layer not in known:
+        try:
+            known[layer] = same_stream(half(model, layer, mid), base.streams[layer + 1])
+        except Exception:
+            # a module that cannot be called alone is run with its block
+            known[layer] = False
+    return known[layer]
 
 
 def same_stream(found: torch.Tensor, recorded: torch.Tensor) -> bool:
@@ -234,7 +247,7 @@ def same_stream(found: torch.Tensor, recorded: torch.Tensor) -> bool:
 def _reach(plan: Plan, group: Group) -> tuple[np.ndarray, np.ndarray]:
     """Return which cells change a value of which rows at all, and from which position on."""
     anatomy = plan.model.anatomy
-    causal, layers = (anatomy.causal, anatomy.n_layers) if anatomy is not None else (False, 0)
+    causal = anatomy is not None and anatomy.causal
     shape = (len(plan.cells), len(group.rows))
     firsts, moved = np.zeros(shape, dtype=int), np.ones(shape, dtype=bool)
     masks: dict[int | str | None, torch.Tensor] = {}
@@ -251,7 +264,7 @@ def _reach(plan: Plan, group: Group) -> tuple[np.ndarray, np.ndarray]:
             touched &= own
             if causal:
                 touched[:, group.end + 1 :] = False
-            if causal and group.entry(cell, plan.site) == layers:
+            if causal and group.entry(cell, plan.site) == group.layers:
                 # nothing runs behind the last block, so only what is read there counts
                 touched[:, : group.rows[0].reads[0]] = False
             moved[number] = touched.any(1).numpy()

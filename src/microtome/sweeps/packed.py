@@ -33,14 +33,18 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of the rotary embedding ``[batch, pos, d_head]``."""
 
 
+Heads = Callable[[torch.Tensor], Any]
+"""From normed tokens ``[n, d_model]`` to one or two tensors ``[n, head, d_head]``."""
+
+
 @dataclass(frozen=True, eq=False)
 class PackedBlock:
     """One block as functions of a flat list of tokens.
 
     Attributes:
         norm: Before attention.
-        project: From normed tokens ``[n, d_model]`` to queries, keys and values
-            ``[n, head, d_head]``.
+        queries: From normed tokens ``[n, d_model]`` to queries ``[n, head, d_head]``.
+        others: Likewise to keys and values.
         out: Output projection.
         mid_norm: Before the MLP.
         mlp: The MLP.
@@ -52,7 +56,8 @@ class PackedBlock:
     """
 
     norm: nn.Module
-    project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    queries: Heads
+    others: Heads
     out: nn.Module
     mid_norm: nn.Module
     mlp: Callable[[torch.Tensor], torch.Tensor]
@@ -116,12 +121,13 @@ def packed_block(model: Model, block: BlockAnatomy) -> PackedBlock:
     part = model.module.get_submodule
     core = part(attention.path)
     heads, kv_heads, size = attention.n_heads, attention.n_kv_heads, attention.d_head
-    project = _fused(core, heads, size) or _separate(core, heads, kv_heads, size)
-    if project is None or attention.out_proj is None:
+    projections = _fused(core, heads, size) or _separate(core, heads, kv_heads, size)
+    if projections is None or attention.out_proj is None:
         raise LookupError("attention has neither one projection for q, k and v nor one for each")
     return PackedBlock(
         norm=part(block.norms["attn.norm"]),
-        project=project,
+        queries=projections[0],
+        others=projections[1],
         out=part(attention.out_proj),
         mid_norm=part(block.norms["mlp.norm"]),
         mlp=_mlp(part(mlp.path or "")),
@@ -133,32 +139,35 @@ def packed_block(model: Model, block: BlockAnatomy) -> PackedBlock:
     )
 
 
-def _fused(core: nn.Module, heads: int, size: int) -> Any:
+def _fused(core: Any, heads: int, size: int) -> tuple[Heads, Heads] | None:
+    """Return queries, and keys with values, of GPT-2's joint projection, or None."""
     joint = getattr(core, "c_attn", None)
     if not isinstance(joint, nn.Module) or not hf.is_projection(joint):
         return None
+    width, weight, bias = heads * size, hf.projection_weight(joint), joint.bias
 
-    def project(tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(part.unflatten(-1, (heads, size)) for part in joint(tokens).chunk(3, -1))
+    def part(tokens: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        return torch.addmm(bias[start:stop], tokens, weight[:, start:stop])  # type: ignore[index]
 
-    return project
+    def others(tokens: torch.Tensor) -> Any:
+        both = part(tokens, width, 3 * width)
+        return tuple(p.unflatten(-1, (heads, size)) for p in both.chunk(2, -1))
+
+    return lambda tokens: part(tokens, 0, width).unflatten(-1, (heads, size)), others
 
 
-def _separate(core: nn.Module, heads: int, kv_heads: int, size: int) -> Any:
-    parts = [getattr(core, f"{name}_proj", None) for name in "qkv"]
-    if not all(isinstance(p, nn.Module) and hf.is_projection(p) for p in parts):
+def _separate(core: Any, heads: int, kv_heads: int, size: int) -> tuple[Heads, Heads] | None:
+    """Return queries, and keys with values, of Llama's three projections, or None."""
+    q, k, v = (getattr(core, f"{name}_proj", None) for name in "qkv")
+    if q is None or not all(isinstance(p, nn.Module) and hf.is_projection(p) for p in (q, k, v)):
         return None
     if hasattr(core, "q_norm") or hasattr(core, "k_norm"):
         return None
 
-    def project(tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        counts = (heads, kv_heads, kv_heads)
-        return tuple(
-            p(tokens).unflatten(-1, (n, size))  # type: ignore[misc]
-            for p, n in zip(parts, counts, strict=True)
-        )
+    def others(tokens: torch.Tensor) -> Any:
+        return tuple(p(tokens).unflatten(-1, (kv_heads, size)) for p in (k, v) if p is not None)
 
-    return project
+    return lambda tokens: q(tokens).unflatten(-1, (heads, size)), others
 
 
 def _mlp(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -216,15 +225,14 @@ def run_block(
         The stream behind the block ``[n, d_model]`` or ``[k, d_model]``.
     """
     width = base.streams[0].shape[1]
-    normed = block.norm(flat.stream)
-    q, k, v = block.project(normed)
-    if block.rotary:
-        angles = _angles(base, number, rows, flat)
-        q, k = _rotated(q, angles), _rotated(k, angles)
-    keys, values = _filled(base, number, rows, flat, (k, v))
     asked = flat if ends is None else Flat(flat.stream[ends], flat.run[ends], flat.pos[ends])
-    if ends is not None:
-        q = q[ends]
+    normed = block.norm(flat.stream)
+    q = block.queries(normed if ends is None else normed[ends])
+    k, v = block.others(normed)
+    if block.rotary:
+        q = _rotated(q, _angles(base, number, rows, asked))
+        k = _rotated(k, _angles(base, number, rows, flat))
+    keys, values = _filled(base, number, rows, flat, (k, v))
     z = _attended(block, q, keys, values, asked, base, number, width, first, ends is not None)
     scale, mlp_scale = block.scales
     added = block.out(z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,7 +47,11 @@ def waves(plan: Plan, group: Group) -> Iterator[Wave]:
     sorted_by = [entries, firsts] if "wavefront" in plan.rules else [firsts, entries]
     order = np.lexsort([rows, cells, *sorted_by])
     packed = "fast" in plan.rules
-    for chosen in _segments(plan, group, order, entries, firsts, packed):
+    # what enters behind the last block runs none, and shares no wave with what does
+    behind = entries[order] == group.layers
+    pieces = [part for part in (order[~behind], order[behind]) if len(part)]
+    segments = (_segments(plan, group, part, entries, firsts, packed) for part in pieces)
+    for chosen in itertools.chain.from_iterable(segments):
         yield Wave(
             int(firsts[chosen].min()), cells[chosen], rows[chosen], entries[chosen], firsts[chosen]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -65,6 +65,7 @@ def gradients(
     prompts: Prompts,
     *,
     interventions: Iterable[Intervention] = (),
+    logits: Literal["all", "last"] = "all",
 ) -> Gradients:
     """Return the gradient of a metric at sites.
 
@@ -79,6 +80,7 @@ def gradients(
         sites: Where.
         prompts: Texts, token ids, or the input tensor of another module.
         interventions: Changes, in order.
+        logits: What the metric gets: logits at all positions, or at the last of each row.
 
     Raises:
         MetricError: If the metric does not return one number per row, or does not depend on a site.
@@ -88,7 +90,9 @@ def gradients(
     if not wanted:
         raise SiteError("No site to differentiate at was given; name at least one.")
     with turn(model.module), frozen(model.module), graph_started(model), torch.enable_grad():
-        trace = model.trace(prompts, capture=wanted, interventions=interventions, grad=True)
+        trace = model.trace(
+            prompts, capture=wanted, interventions=interventions, logits=logits, grad=True
+        )
         if trace.logits is None:
             raise MetricError("The model returned no logits to measure.")
         measured = metric(trace.logits, trace.lengths)

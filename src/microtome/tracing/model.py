@@ -229,6 +229,7 @@ class Model:
         prompts: Prompts,
         *,
         interventions: Iterable[Intervention] = (),
+        logits: Literal["all", "last"] = "all",
     ) -> Gradients:
         """Return the gradient of a metric at sites; no weight gradients are made.
 
@@ -237,10 +238,11 @@ class Model:
             sites: Where.
             prompts: Texts or token ids.
             interventions: Changes, in order.
+            logits: What the metric gets: logits at all positions, or at the last of each row.
         """
         from microtome.tracing.gradients import gradients
 
-        return gradients(self, metric, sites, prompts, interventions=interventions)
+        return gradients(self, metric, sites, prompts, interventions=interventions, logits=logits)
 
     def verify(self) -> Verification:
         """Check every site and identity numerically; ``print`` it or use ``to_frame()``.

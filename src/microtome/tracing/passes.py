@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from microtome.tracing.model import Capture, Logits, Model
 
 
+BEHIND = ("logits", "module:")
+"""Sites that see how many positions the unembedding is computed at."""
+
+
 def require_eval(module: nn.Module, name: str) -> None:
     """Refuse a module in training mode.
 
@@ -66,7 +70,9 @@ def one_pass(
         dtype=dtype,
         grad=grad,
     )
-    arguments = forward_arguments(model.module, model.anatomy, batch, logits)
+    behind = any(site.startswith(BEHIND) for site in instrument.points)
+    kept = "last" if logits is None and not behind else logits
+    arguments = forward_arguments(model.module, model.anatomy, batch, kept)
     with turn(model.module), contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(instrument.active(call))
