@@ -16,7 +16,7 @@ _NAMES = {
     "TokenOptimization": "microtome.attribution.maximization_results:TokenOptimization",
     "Unit": "microtome.attribution.units:Unit",
     "attribution_patching": "microtome.attribution.patching:attribution_patching",
-    "component_names": "microtome.attribution.patching:component_names",
+    "component_names": "microtome.tracing.components:component_names",
     "direct_logit_attribution": "microtome.attribution.direct:direct_logit_attribution",
     "input_attribution": "microtome.attribution.inputs:input_attribution",
     "logit_lens": "microtome.attribution.lens:logit_lens",

@@ -11,7 +11,8 @@ from microtome.attribution.results import ComponentScores
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
 from microtome.core.provenance import collect
-from microtome.errors import MetricError, ModelSupportError
+from microtome.errors import MetricError
+from microtome.tracing.components import component_names
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -23,23 +24,6 @@ MEANING = (
     "Estimated change of the metric when the component's value in the {base} run is replaced by "
     "that of the {other} run (first order; Nanda 2023)."
 )
-
-
-def component_names(model: Model) -> tuple[str, ...]:
-    """Return the names of all heads and MLPs: ``a0.h0``, ..., ``m0``, ``a1.h0``, ...
-
-    Raises:
-        ModelSupportError: If the model is not a transformer.
-    """
-    if model.anatomy is None:
-        raise ModelSupportError(f"{model.name} is not a transformer, so it has no heads and MLPs.")
-    names: list[str] = []
-    for layer, block in enumerate(model.anatomy.blocks):
-        if block.attention is not None:
-            names += [f"a{layer}.h{head}" for head in range(block.attention.n_heads)]
-        if block.mlp is not None:
-            names.append(f"m{layer}")
-    return tuple(names)
 
 
 def attribution_patching(

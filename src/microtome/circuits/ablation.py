@@ -6,22 +6,26 @@ train prompts of both kinds (``mean``), or nothing (``zero``). The embedding is 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
-from microtome.attribution import component_names
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, metric
-from microtome.circuits.nodes import check_nodes, masks
+from microtome.circuits.nodes import check_nodes, layer_of, masks
 from microtome.errors import ConfigError, MetricError
+from microtome.tracing.components import component_names
+from microtome.tracing.replay import BaseRun, Entry, wave
 from microtome.tracing.sites import at
+from microtome.tracing.suffix import shared_state, suffix_facts
 
 if TYPE_CHECKING:
-    from microtome.behaviors.examples import Examples
+    from microtome.behaviors.examples import Example, Examples
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
     from microtome.tracing.trace import Trace
@@ -29,17 +33,34 @@ if TYPE_CHECKING:
 Ablation = Literal["resample", "mean", "zero"]
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 
+AGREE = 1e-4
+"""Share of the logits' size by which a restarted pass may differ from a whole one (float32)."""
+
 ROWS = 256
 """Rows of a forward pass at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Examples of one length with what replaces their ablated nodes, by site."""
+    """Examples of one length with what replaces their ablated nodes, by site.
+
+    Attributes:
+        places: Their places among all examples.
+        examples: The examples.
+        instead: What ablated nodes give, by site.
+        base: The recorded clean run, None where passes are not restarted.
+        first: First position at which any ablation can change a value.
+    """
 
     places: list[int]
     examples: Examples
     instead: dict[str, torch.Tensor]
+    base: BaseRun | None
+    first: int
+
+
+_agreed: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
+"""Whether restarted passes of a module were found to equal whole ones, by kind of ablation."""
 
 
 class Ablator:
@@ -71,7 +92,12 @@ class Ablator:
         self.ablation = ablation
         self.universe = component_names(model)
         means = _means(model, reference or examples, self._sites()) if ablation == "mean" else None
+        self._restarts = not _restart_reason(model)
         self._groups = [self._group(places, means) for places in batches(examples, ROWS)]
+        known = _agreed.setdefault(model.module, {})
+        if self._restarts and not self._known_to_agree(known):
+            self._restarts = False
+            self._groups = [self._group(places, means) for places in batches(examples, ROWS)]
 
     def run(
         self, circuits: Sequence[frozenset[str]], metrics: Sequence[str] = ("logit_difference",)
@@ -103,14 +129,9 @@ class Ablator:
         """Return the divergence of the ablated from the unchanged model at each prompt's end."""
         kept = check_nodes(circuit, self.universe)
         values = np.zeros(len(self.examples))
+        everything = frozenset(self.universe)
         for group in self._groups:
-            plain = self.model.trace(group.examples.clean, logits="last").logits
-            changes = self._changes(group, [kept])
-            changed = self.model.trace(
-                group.examples.clean, interventions=changes, logits="last"
-            ).logits
-            if plain is None or changed is None:
-                raise MetricError("The model returned no logits.")
+            plain, changed = (self._logits(group, [nodes]) for nodes in (everything, kept))
             values[group.places] = divergence.between(plain[:, 0], changed[:, 0]).cpu().numpy()
         return values
 
@@ -122,29 +143,85 @@ class Ablator:
 
     def _group(self, places: list[int], means: dict[str, torch.Tensor] | None) -> _Group:
         chunk = self.examples.take(places)
+        base, first = None, 0
+        if self._restarts:
+            base = self.model.record(chunk.clean, keys=True, logits="last")
         if self.ablation == "zero":
-            return _Group(places, chunk, {})
+            return _Group(places, chunk, {}, base, first)
         if means is not None:
-            return _Group(places, chunk, means)
+            return _Group(places, chunk, means, base, first)
+        if base is not None:
+            # before the first differing token both runs are the same, whatever is exchanged
+            first = min(_first_difference(e) for e in chunk)
         trace: Trace = self.model.trace(chunk.corrupt, capture=self._sites(), logits=None)
-        return _Group(places, chunk, {site: trace.value(site) for site in self._sites()})
+        instead = {site: trace.value(site)[:, first:] for site in self._sites()}
+        return _Group(places, chunk, instead, base, first)
 
     def _run_group(
         self, group: _Group, kept: Sequence[frozenset[str]], chosen: Sequence[LastTokenMetric]
     ) -> dict[str, np.ndarray]:
         rows = list(range(len(group.places))) * len(kept)
         many = group.examples.take(rows)
-        trace = self.model.trace(
-            many.clean, interventions=self._changes(group, kept), logits="last"
-        )
-        if trace.logits is None:
-            raise MetricError("The model returned no logits.")
+        logits = self._logits(group, kept)
+        lengths = torch.tensor([len(e.clean) for e in many])
         shape = (len(kept), len(group.places))
-        logits = trace.logits
         return {
-            m.name: m(logits, trace.lengths, many).detach().cpu().numpy().reshape(shape)
+            m.name: m(logits, lengths, many).detach().float().cpu().numpy().reshape(shape)
             for m in chosen
         }
+
+    def _logits(self, group: _Group, kept: Sequence[frozenset[str]]) -> torch.Tensor:
+        """Return logits at the prompts' ends ``[circuit * example, 1, vocab]``."""
+        count = len(group.places)
+        if group.base is None:
+            prompts = group.examples.take(list(range(count)) * len(kept)).clean
+            changes = self._changes(group, kept)
+            found = self.model.trace(prompts, interventions=changes, logits="last").logits
+            if found is None:
+                raise MetricError("The model returned no logits.")
+            return found
+        rows = torch.arange(count).repeat(len(kept))
+        start = self._first_block(kept)
+        stream = group.base.streams[start][rows.to(self.model.device), group.first :]
+        changes = self._changes(group, kept)
+        entry = Entry(start, stream, rows)
+        last = wave(self.model, group.base, [entry], first=group.first, interventions=changes)
+        end = last.shape[1] - 1
+        return self.model.tail(last, torch.full((len(rows), 1), end))
+
+    def _first_block(self, kept: Sequence[frozenset[str]]) -> int:
+        """Return the first block in which any of some circuits lacks a node."""
+        anatomy = self.model.anatomy
+        layers = anatomy.n_layers if anatomy is not None else 0
+        missing = frozenset(self.universe) - frozenset.intersection(*kept)
+        return min((layer_of(node) for node in missing), default=layers)
+
+    def _known_to_agree(self, known: dict[str, bool]) -> bool:
+        if self.ablation not in known:
+            known[self.ablation] = self._agrees()
+        return known[self.ablation]
+
+    def _agrees(self) -> bool:
+        """Return whether restarted passes give what whole passes give, on one example."""
+        group = self._groups[0]
+        half = frozenset(self.universe[::2])
+        one = replace(
+            group,
+            places=group.places[:1],
+            examples=group.examples[:1],
+            instead={k: v[:1] for k, v in group.instead.items()},
+            base=None if group.base is None else self.model.record(
+                group.examples[:1].clean, keys=True, logits="last"
+            ),
+        )  # fmt: skip
+        fast = self._logits(one, [half]).float()
+        if group.first:
+            corrupt = self.model.trace(one.examples.corrupt, capture=self._sites(), logits=None)
+            instead = {site: corrupt.value(site) for site in self._sites()}
+            one = replace(one, instead=instead)
+        slow = self._logits(replace(one, base=None), [half]).float()
+        slack = max(AGREE, 8 * torch.finfo(self.model.dtype).eps)
+        return float((fast - slow).abs().max()) <= slack * float(slow.abs().max())
 
     def _changes(self, group: _Group, kept: Sequence[frozenset[str]]) -> list[Intervention]:
         anatomy = self.model.anatomy
@@ -164,6 +241,20 @@ class Ablator:
                 rows = mask.repeat_interleave(count, 0)[:, None, None]
                 found.append(at(site).apply(_mix(rows, group.instead.get(site), len(kept))))
         return found
+
+
+def _restart_reason(model: Model) -> str:
+    """Return why passes over some nodes cannot start where the first of them lies."""
+    anatomy = model.anatomy
+    if anatomy is None or not anatomy.tail.exact:
+        return "the logits cannot be read off the last stream"
+    return shared_state(model) or suffix_facts(model).reason
+
+
+def _first_difference(example: Example) -> int:
+    """Return the first position at which the prompts differ, the last one at most."""
+    pairs = enumerate(zip(example.clean, example.corrupt, strict=True))
+    return next((i for i, (a, b) in pairs if a != b), len(example.clean) - 1)
 
 
 def _mix(

@@ -1,4 +1,4 @@
-"""``microtome trace``, ``lens``, ``sweep`` and ``attribute``: looking into one model."""
+"""``microtome trace``, ``lens`` and ``attribute``: looking into one model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from microtome.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from microtome.behaviors.behavior import Behavior
+    pass
 
 Prompt = Annotated[str, typer.Argument(help="The prompt.", show_default=False)]
 
@@ -114,99 +114,6 @@ def lens(
         for i, layer in reversed(list(enumerate(found.layers)))
     ]
     print_table(["layer", *(repr(found.tokens[p]) for p in shown)], rows)
-
-
-def sweep(
-    model: ModelName,
-    behavior: Annotated[
-        str | None, typer.Argument(help="The name of a behavior or a file; or give a pair.")
-    ] = None,
-    clean: Annotated[str | None, typer.Option(help="Clean prompt of a single pair.")] = None,
-    corrupt: Annotated[str | None, typer.Option(help="Corrupt prompt of a single pair.")] = None,
-    answer: Annotated[
-        str | None, typer.Option(help="Right continuation of the clean prompt.")
-    ] = None,
-    wrong: Annotated[str | None, typer.Option(help="Wrong continuation.")] = None,
-    site: Annotated[str, typer.Option(help="Site to sweep.")] = "resid_pre",
-    over: Annotated[str | None, typer.Option(help="pos, role, head, neuron or all.")] = None,
-    operation: Annotated[str, typer.Option(help="patch, zero or mean.")] = "patch",
-    base: Annotated[
-        str, typer.Option(help="The run that is changed: corrupt or clean.")
-    ] = "corrupt",
-    n: Annotated[int, typer.Option(help="Items of a generated behavior.", min=20)] = 60,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Print the plan and its cost, and run nothing.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="CSV file for the grid.")] = None,
-    seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Change a site cell by cell and measure what happens to the answer.
-
-    Example: microtome sweep python-code quote-closing --site attn.z
-    """
-    from microtome.cli.bars import Bars
-    from microtome.store.atomic import write_text
-    from microtome.sweeps import plan
-
-    task = _task(behavior, clean, corrupt, answer, wrong, n, seed)
-    opened = open_model(model, device, dtype, threads)
-    chosen = over or ("role" if clean is None and site not in ("attn.z", "mlp.act") else None)
-    planned = plan(opened, task, site, over=chosen, operation=operation, base=base, seed=seed)
-    if explain:
-        print_json(vars(planned.cost())) if as_json else print(planned.explain())
-        return
-    with Bars() as bars:
-        found = planned.execute(bars)
-    frame = found.to_frame()
-    if out is not None:
-        write_text(out, frame.to_csv(index=False))
-    if as_json:
-        print_json({"cells": frame.to_dict("records"), "certificate": dict(found.certificate)})
-        return
-    effect = found.effect
-    columns = [str(c) for c in effect[effect.dims[1]].to_numpy()]
-    rows = [
-        [str(int(layer)), *(f"{v:.3f}" for v in row)]
-        for layer, row in zip(effect["layer"].to_numpy(), effect.to_numpy(), strict=True)
-    ]
-    print_table(
-        ["layer", *columns],
-        rows[::-1],
-        title=f"share of the way from {planned.base} to the other run",
-        right=tuple(range(1, len(columns) + 1)),
-    )
-    c = found.certificate
-    say(
-        f"Certified: largest difference {c['difference']:.2g} over {c['sample']} runs, "
-        f"tolerance {c['tolerance']:.2g}, rules {', '.join(c['rules']) or 'none'}."
-    )
-
-
-def _task(
-    behavior: str | None,
-    clean: str | None,
-    corrupt: str | None,
-    answer: str | None,
-    wrong: str | None,
-    n: int,
-    seed: int,
-) -> Behavior:
-    from microtome.behaviors.pairs import pair
-    from microtome.errors import UsageError
-
-    given = {"--clean": clean, "--corrupt": corrupt, "--answer": answer, "--wrong": wrong}
-    if behavior is not None:
-        if any(v is not None for v in given.values()):
-            raise UsageError("Give a behavior or a pair of prompts, not both.")
-        return open_behavior(behavior, n, seed)
-    missing = [k for k, v in given.items() if v is None]
-    if missing:
-        raise UsageError(f"Give a behavior, or a pair: {', '.join(missing)} missing.")
-    return pair(str(clean), str(corrupt), answer=str(answer), wrong=str(wrong))
 
 
 def attribute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import analysis, dissection, health, inputs, models
+from microtome.cli import analysis, dissection, health, inputs, models, sweeping
 from microtome.cli.running import run
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app.add_typer(models.app, name="models")
 app.command("dissect")(dissection.dissect)
 app.command("trace")(analysis.trace)
 app.command("lens")(analysis.lens)
-app.command("sweep")(analysis.sweep)
+app.command("sweep")(sweeping.sweep)
 app.command("attribute")(analysis.attribute)
 app.command("attribute-inputs")(inputs.attribute_inputs)
 app.command("maximize")(inputs.maximize)

@@ -6,9 +6,11 @@ from microtome.core.lazy import lazy_names
 
 _NAMES = {
     "Cost": "microtome.sweeps.cost:Cost",
+    "PathEffects": "microtome.sweeps.paths:PathEffects",
     "Plan": "microtome.sweeps.plans:Plan",
     "RULES": "microtome.sweeps.rules:RULES",
     "Sweep": "microtome.sweeps.results:Sweep",
+    "path_patching": "microtome.sweeps.paths:path_patching",
     "plan": "microtome.sweeps.planning:plan",
     "sweep": "microtome.sweeps.planning:sweep",
 }
