@@ -57,7 +57,7 @@ def attribution_patching(
     roles = _roles(examples) if by_role else ()
     values = np.zeros((len(examples), len(names)))
     split = np.zeros((len(examples), len(names), len(roles)))
-    for places in batches(examples, batch_size):
+    for places in batches(examples, batch_size, model=model):
         chunk = examples.take(places)
         here, there = (
             (chunk.clean, chunk.corrupt) if base == "clean" else (chunk.corrupt, chunk.clean)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
+PADDING = 4
+"""Prompts share a pass that are longer than its shortest by no more than one part in this."""
+
 Side = Literal["clean", "corrupt"]
 Changes = Sequence["Intervention"] | Callable[[Examples], Sequence["Intervention"]] | None
 
@@ -84,7 +87,8 @@ def evaluate(
     """
     chosen = _metric(metric)
     values = np.zeros(len(examples))
-    for part in batches(examples, batch_size):
+    plain = None if interventions else model
+    for part in batches(examples, batch_size, model=plain):
         chunk = examples.take(part)
         changes = interventions(chunk) if callable(interventions) else (interventions or ())
         values[part] = _scores(model, chunk, chosen, side, list(changes))
@@ -95,8 +99,16 @@ def _metric(name: str | Metric) -> Metric:
     return metric(name)
 
 
-def batches(examples: Examples, batch_size: int) -> Iterator[list[int]]:
-    """Yield the places of examples for each forward pass, those of equal length together.
+def batches(
+    examples: Examples, batch_size: int, *, model: Model | None = None
+) -> Iterator[list[int]]:
+    """Yield the places of examples for each forward pass.
+
+    Args:
+        examples: The examples.
+        batch_size: How many at most.
+        model: A model in which padding on the right changes nothing before it (a causal one) lets
+            prompts of similar length share a pass; otherwise those of equal length do.
 
     Raises:
         EmptyDataError: If there are no examples.
@@ -106,12 +118,18 @@ def batches(examples: Examples, batch_size: int) -> Iterator[list[int]]:
         raise EmptyDataError(f"{examples.behavior or 'The examples'}: there is nothing to run.")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}; expected at least 1.")
-    by_length: dict[int, list[int]] = {}
-    for place, example in enumerate(examples):
-        by_length.setdefault(len(example.clean), []).append(place)
-    for places in by_length.values():
-        for start in range(0, len(places), batch_size):
-            yield places[start : start + batch_size]
+    causal = model is not None and model.anatomy is not None and model.anatomy.causal
+    lengths = np.array([len(e.clean) for e in examples])
+    order = np.argsort(lengths, kind="stable").tolist()
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        longest += longest // PADDING if causal else 0
+        stop = start
+        while stop < min(len(order), start + batch_size) and lengths[order[stop]] <= longest:
+            stop += 1
+        yield order[start:stop]
+        start = stop
 
 
 def _scores(

@@ -7,8 +7,8 @@ train prompts of both kinds (``mean``), or nothing (``zero``). The embedding is 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -93,11 +93,11 @@ class Ablator:
         self.universe = component_names(model)
         means = _means(model, reference or examples, self._sites()) if ablation == "mean" else None
         self._restarts = not _restart_reason(model)
-        self._groups = [self._group(places, means) for places in batches(examples, ROWS)]
+        self._groups = [self._group(places, means) for places in self._batches()]
         known = _agreed.setdefault(model.module, {})
         if self._restarts and not self._known_to_agree(known):
             self._restarts = False
-            self._groups = [self._group(places, means) for places in batches(examples, ROWS)]
+            self._groups = [self._group(places, means) for places in self._batches()]
 
     def run(
         self, circuits: Sequence[frozenset[str]], metrics: Sequence[str] = ("logit_difference",)
@@ -186,8 +186,8 @@ class Ablator:
         changes = self._changes(group, kept)
         entry = Entry(start, stream, rows)
         last = wave(self.model, group.base, [entry], first=group.first, interventions=changes)
-        end = last.shape[1] - 1
-        return self.model.tail(last, torch.full((len(rows), 1), end))
+        ends = torch.tensor([len(e.clean) for e in group.examples]) - 1 - group.first
+        return self.model.tail(last, ends[rows].unsqueeze(1))
 
     def _first_block(self, kept: Sequence[frozenset[str]]) -> int:
         """Return the first block in which any of some circuits lacks a node."""
@@ -196,30 +196,26 @@ class Ablator:
         missing = frozenset(self.universe) - frozenset.intersection(*kept)
         return min((layer_of(node) for node in missing), default=layers)
 
+    def _batches(self) -> Iterator[list[int]]:
+        return batches(self.examples, ROWS, model=self.model)
+
     def _known_to_agree(self, known: dict[str, bool]) -> bool:
         if self.ablation not in known:
             known[self.ablation] = self._agrees()
         return known[self.ablation]
 
     def _agrees(self) -> bool:
-        """Return whether restarted passes give what whole passes give, on one example."""
+        """Return whether restarted, padded passes give what a whole pass of one prompt gives."""
         group = self._groups[0]
         half = frozenset(self.universe[::2])
-        one = replace(
-            group,
-            places=group.places[:1],
-            examples=group.examples[:1],
-            instead={k: v[:1] for k, v in group.instead.items()},
-            base=None if group.base is None else self.model.record(
-                group.examples[:1].clean, keys=True, logits="last"
-            ),
-        )  # fmt: skip
-        fast = self._logits(one, [half]).float()
-        if group.first:
-            corrupt = self.model.trace(one.examples.corrupt, capture=self._sites(), logits=None)
-            instead = {site: corrupt.value(site) for site in self._sites()}
-            one = replace(one, instead=instead)
-        slow = self._logits(replace(one, base=None), [half]).float()
+        fast = self._logits(group, [half])[:1].float()
+        one = group.examples[:1]
+        instead = group.instead
+        if self.ablation == "resample":
+            trace = self.model.trace(one.corrupt, capture=self._sites(), logits=None)
+            instead = {site: trace.value(site) for site in self._sites()}
+        alone = _Group(group.places[:1], one, instead, None, 0)
+        slow = self._logits(alone, [half]).float()
         slack = max(AGREE, 8 * torch.finfo(self.model.dtype).eps)
         return float((fast - slow).abs().max()) <= slack * float(slow.abs().max())
 

@@ -320,9 +320,11 @@ def _run_block(
     named = base.arguments[number]
     cache = None
     if cutting is not None:
-        named = with_mask(cutting.model, block, named, cutting.width, cutting.first)
+        masked = with_mask(cutting.model, block, named, cutting.width, cutting.first)
         axes = cutting.facts.axes[number]
-        named = {k: cut(v, k, axes, cutting.first) for k, v in named.items()}
+        named = {
+            k: cut(v, k, axes, cutting.first) if v is named.get(k) else v for k, v in masked.items()
+        }
     named = {k: _for_rows(v, rows, batch, batch * heads) for k, v in named.items()}
     if cutting is not None:
         cache = KeptKeys(base.keys or {}, cutting.first, rows)

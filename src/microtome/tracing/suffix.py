@@ -240,18 +240,19 @@ def cache_name(block: nn.Module, named: Mapping[str, Any]) -> str:
 def with_mask(
     model: Model, block: nn.Module, named: Mapping[str, Any], width: int, first: int
 ) -> dict[str, Any]:
-    """Return a block's keyword arguments with the suffix's causal mask where none was recorded.
+    """Return a block's keyword arguments with the mask of the last positions' queries.
 
-    A native kernel called with fewer queries than keys and no mask would line them up at the wrong
-    end.
+    Where none was recorded it is causal: a native kernel called with fewer queries than keys and no
+    mask would line them up at the wrong end.
 
     Raises:
         ModelSupportError: If the attention implementation takes no such mask.
     """
-    if named.get(MASK) is not None or MASK not in {
-        *named,
-        *inspect.signature(block.forward).parameters,
-    }:
+    recorded = named.get(MASK)
+    if isinstance(recorded, torch.Tensor) and recorded.ndim == 4 and recorded.shape[2] == width:
+        return {**named, MASK: recorded[:, :, first:]}
+    known = {*named, *inspect.signature(block.forward).parameters}
+    if recorded is not None or MASK not in known:
         return dict(named)
     configs = hf.attention_configs(model.module)
     kinds = {hf.implementation(config) for config in configs}
