@@ -12,6 +12,7 @@ from microtome.attribution import (
     component_names,
     direct_logit_attribution,
     logit_lens,
+    support_at_both_ends,
 )
 from microtome.behaviors import Example, Examples, quote_closing, score
 from microtome.errors import MetricError, ModelSupportError
@@ -91,3 +92,11 @@ def test_the_lens_at_the_last_block_is_the_model() -> None:
     np.testing.assert_allclose(found.top_probabilities[-1], p.values.numpy(), rtol=1e-5)
     assert np.abs(found.kl_to_final[-1]).max() < 1e-6
     assert len(found.to_frame()) == 4 * len(found.layers)
+
+
+def test_support_at_both_ends_is_the_mean_of_both_directions() -> None:
+    model, examples = code_model(), quote_closing(40).prepare(code_model())[:12]
+    out = attribution_patching(model, examples, base="clean").values
+    into = attribution_patching(model, examples, base="corrupt").values
+    found = support_at_both_ends(model, examples)
+    np.testing.assert_allclose(found, (into - out) / 2, atol=1e-5)

@@ -24,6 +24,7 @@ _NAMES = {
     "optimize_pixels": "microtome.attribution.pixels:optimize_pixels",
     "optimize_tokens": "microtome.attribution.evolution:optimize_tokens",
     "search_corpus": "microtome.attribution.corpus:search_corpus",
+    "support_at_both_ends": "microtome.attribution.patching:support_at_both_ends",
     "unit": "microtome.attribution.units:unit",
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from microtome.attribution import ComponentScores, attribution_patching
+from microtome.attribution import ComponentScores, component_names, support_at_both_ends
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, UnknownNameError, nearest
@@ -53,9 +53,8 @@ def find(
         raise UnknownNameError(f"No method {method!r}{nearest(method, METHODS)}.")
     if method == "exact":
         return _exact(model, examples, metric, ablation)
-    out = attribution_patching(model, examples, metric=metric, base="clean")
-    into = attribution_patching(model, examples, metric=metric, base="corrupt")
-    return _scores(model, out.names, (into.values - out.values) / 2, method, metric)
+    values = support_at_both_ends(model, examples, metric=metric)
+    return _scores(model, component_names(model), values, method, metric)
 
 
 def _exact(model: Model, examples: Examples, metric: str, ablation: Ablation) -> ComponentScores:
