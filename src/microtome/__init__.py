@@ -37,6 +37,7 @@ _NAMES = {
     "pair": "microtome.behaviors.pairs:pair",
     "plan": "microtome.sweeps.planning:plan",
     "sweep": "microtome.sweeps.planning:sweep",
+    "sweeps": "microtome.sweeps",
 }
 
 __all__ = sorted(_NAMES)

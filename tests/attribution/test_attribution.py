@@ -15,7 +15,8 @@ from microtome.attribution import (
     support_at_both_ends,
 )
 from microtome.behaviors import Example, Examples, quote_closing, score
-from microtome.errors import MetricError, ModelSupportError
+from microtome.behaviors.metrics import metric
+from microtome.errors import ConfigError, MetricError, ModelSupportError
 from microtome.models.families import build
 from microtome.tracing.opening import load
 from microtome.tracing.sites import at
@@ -100,3 +101,28 @@ def test_support_at_both_ends_is_the_mean_of_both_directions() -> None:
     into = attribution_patching(model, examples, base="corrupt").values
     found = support_at_both_ends(model, examples)
     np.testing.assert_allclose(found, (into - out) / 2, atol=1e-5)
+
+
+def test_integrated_gradients_of_components_by_hand() -> None:
+    examples = quote_closing(40).prepare(code_model())[:1]
+    model = code_model()
+    found = attribution_patching(model, examples, base="corrupt", steps=3)
+    clean, corrupt = (
+        model.trace(p, capture="embed.token") for p in (examples.clean, examples.corrupt)
+    )
+    start, end = corrupt["embed.token"], clean["embed.token"]
+    site = "blocks.1.mlp.out"
+    values = [model.trace(p, capture=site)[site] for p in (examples.clean, examples.corrupt)]
+    total = torch.zeros_like(values[0])
+    for share in (1 / 6, 3 / 6, 5 / 6):
+        slopes = model.gradients(
+            lambda lo, le: metric("logit_difference")(lo, le, examples),  # type: ignore[operator]
+            site,
+            examples.corrupt,
+            interventions=[at("embed.token").add(share * (end - start))],
+        )
+        total += slopes[site] / 3
+    wanted = float(((values[0] - values[1]) * total).sum())
+    assert found.values[0, found.names.index("m1")] == pytest.approx(wanted, abs=1e-4)
+    with pytest.raises(ConfigError, match="steps=0"):
+        attribution_patching(model, examples, steps=0)

@@ -140,3 +140,18 @@ def test_a_named_tuple_can_be_written() -> None:
 def test_prompts_are_not_guessed(prompt: Any) -> None:
     with pytest.raises(PromptError):
         load(build("gpt2")).trace(prompt)
+
+
+def test_what_cannot_be_opened_or_asked_for_says_so() -> None:
+    with pytest.raises(ConfigError, match="device='foo' is unknown"):
+        load(build("gpt2"), device="foo")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU"):
+            load(build("gpt2"), device="cuda")
+    model = load(build("gpt2"))
+    with pytest.raises(ConfigError, match="logits='foo'"):
+        model.trace(TOKENS, logits="foo")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="got NoneType"):
+        model.trace(TOKENS, capture=None)  # type: ignore[arg-type]
+    picture = load(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()))
+    assert "2 x 1 x 5 x 5" in repr(picture.trace(torch.zeros(2, 1, 5, 5), capture="module:0:out"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,12 +13,14 @@ from microtome.attribution.results import ComponentScores
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
 from microtome.core.provenance import collect
-from microtome.errors import MetricError
+from microtome.errors import ConfigError, MetricError
 from microtome.tracing.components import component_names
+from microtome.tracing.sites import at
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.tracing.gradients import Gradients
+    from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
 MEANING = (
@@ -33,6 +36,7 @@ def attribution_patching(
     metric: str | Metric = "logit_difference",
     base: Literal["clean", "corrupt"] = "clean",
     by_role: bool = False,
+    steps: int = 1,
     batch_size: int = 64,
 ) -> ComponentScores:
     """Estimate the effect of patching every head (z) and every MLP (output), per example.
@@ -46,12 +50,18 @@ def attribution_patching(
         metric: A metric that reads the prompt's end.
         base: The run that is patched; the other one is the source.
         by_role: Also keep the sums over each role's positions and over the rest.
+        steps: With more than 1, the gradient is averaged over as many midpoints of the straight
+            line between the token embeddings of both runs (integrated gradients; Hanna et al.,
+            2024), which saturation misleads less.
         batch_size: Examples per pass; it does not change the values beyond rounding.
 
     Raises:
+        ConfigError: If ``steps`` is not positive.
         MetricError: If the metric needs several rows for an example.
         ModelSupportError: If the model is not a transformer.
     """
+    if steps < 1:
+        raise ConfigError(f"steps={steps}; expected at least 1.")
     chosen = single_row(metric, "Attribution patching")
     names = component_names(model)
     roles = _roles(examples) if by_role else ()
@@ -64,6 +74,8 @@ def attribution_patching(
         )
         sites = _sites(model)
         slopes = _slopes(model, chosen, chunk, sites, here)
+        if steps > 1:
+            slopes = _integrated(model, chosen, chunk, slopes, here, there, steps)
         other = model.trace(there, capture=sites, logits=None)
         effects = _effects(model, slopes, other.value)
         values[places] = effects.sum(2).numpy()
@@ -74,13 +86,14 @@ def attribution_patching(
     return ComponentScores(
         names=names,
         values=values,
-        method="attribution patching",
+        method="attribution patching" if steps == 1 else f"integrated gradients, {steps} steps",
         metric=chosen.name,
         meaning=MEANING.format(base=base, other="corrupt" if base == "clean" else "clean"),
         by_role=split if roles else None,
         roles=roles,
         provenance=collect(
-            model, {"method": "attribution patching", "base": base, "metric": chosen.name}
+            model,
+            {"method": "attribution patching", "base": base, "steps": steps, "metric": chosen.name},
         ),
     )
 
@@ -126,10 +139,37 @@ def _slopes(
     chunk: Examples,
     sites: Sequence[str],
     prompts: Sequence[tuple[int, ...]],
+    changes: Sequence[Intervention] = (),
 ) -> Gradients:
     return model.gradients(
-        lambda logits, lengths: chosen(logits, lengths, chunk), list(sites), prompts, logits="last"
+        lambda logits, lengths: chosen(logits, lengths, chunk),
+        list(sites),
+        prompts,
+        interventions=changes,
+        logits="last",
     )
+
+
+def _integrated(
+    model: Model,
+    chosen: LastTokenMetric,
+    chunk: Examples,
+    base: Gradients,
+    here: Sequence[tuple[int, ...]],
+    there: Sequence[tuple[int, ...]],
+    steps: int,
+) -> Gradients:
+    """Return the values of the base run with gradients averaged on the way to the other run."""
+    embedding = "embed.token"
+    start, end = (model.trace(p, capture=embedding, logits=None)[embedding] for p in (here, there))
+    total = {site: torch.zeros_like(slope) for site, slope in base.slopes.items()}
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        change = at(embedding).add(share * (end - start))
+        found = _slopes(model, chosen, chunk, base.sites, here, [change])
+        for site in total:
+            total[site] += found.slopes[site] / steps
+    return replace(base, slopes=total)
 
 
 def single_row(name: str | Metric, method: str) -> LastTokenMetric:

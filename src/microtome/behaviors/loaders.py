@@ -62,11 +62,13 @@ def load(path: str | Path, *, seed: int = 0, misfits: Misfits | None = None) -> 
         FormatError: If a newer version wrote the file.
         PairError: If a pair repeats, or an answer is also a wrong answer.
     """
+    if not isinstance(path, str | Path):
+        raise DataError(f"A file of pairs is a path; got {type(path).__name__}.")
     place = Path(path)
     if not place.is_file():
         what = "is a folder" if place.is_dir() else "does not exist"
         raise DataError(f"{place} {what}; give a JSONL or CSV file of prompt pairs.")
-    csv = place.suffix == ".csv"
+    csv = place.suffix.lower() == ".csv"
     rows = read_csv(place) if csv else read_jsonl(place)
     header = _header(rows[0]) if rows and "schema" in rows[0] else {}
     if header:

@@ -38,7 +38,7 @@ def get(name: str | Path, *, n: int = 200, seed: int = 0) -> Behavior:
     key = text.strip().replace("_", "-")
     if key in _GENERATORS:
         return _GENERATORS[key](n, seed=seed)
-    if Path(text).suffix in SUFFIXES or Path(text).exists():
+    if Path(text).suffix.lower() in SUFFIXES or Path(text).exists():
         return load(text)
     raise UnknownNameError(
         f"No behavior {text!r}{nearest(key, names())}. A file ends in .jsonl or .csv."

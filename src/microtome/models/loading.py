@@ -60,8 +60,9 @@ def open_module(
         ModelNotFoundError: If there is no such folder, hub id or specimen.
         ModelFileError: If the files are corrupt, truncated or do not fit together.
         UnsafeFileError: If the weights are only there as pickles.
+        ConfigError: If device or dtype are unknown.
     """
-    wanted = _dtype(dtype)
+    wanted, device = _dtype(dtype), _device(device)
     if isinstance(source, nn.Module):
         module = source.eval()
         if device is not None or wanted is not None:
@@ -76,6 +77,18 @@ def open_module(
     if device is not None:
         module = module.to(device)
     return Opened(module.eval(), _tokenizer(tokenizer, folder), name)
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"device={device!r} is unknown; expected cpu, cuda or cuda:0.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device!r}: torch sees no GPU here. Take cpu.")
+    return chosen
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

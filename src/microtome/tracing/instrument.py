@@ -295,8 +295,17 @@ def listed(interventions: Iterable[Intervention]) -> list[Intervention]:
 
 
 def sites_of(wanted: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
-    """Return sites for a name, a site, or a sequence of either."""
+    """Return sites for a name, a site, or a sequence of either.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
     from microtome.tracing.sites import at
 
+    if not isinstance(wanted, Iterable):
+        raise UsageError(
+            f"Sites are a name, a site or a list of them; got {type(wanted).__name__}. Give () for "
+            "none."
+        )
     items = [wanted] if isinstance(wanted, str | Site) else list(wanted)
     return tuple(at(item) for item in items)

@@ -189,9 +189,10 @@ class Trace:
         from microtome.tracing.call import Point, selected
         from microtome.tracing.positions import of_batch
 
-        positions = of_batch(self.lengths.tolist(), self.tokens.shape[1])
+        width = self.tokens.shape[1] if self.tokens.ndim > 1 else 1
+        positions = of_batch(self.lengths.tolist(), width)
         return selected(value, site, Point(str(site), site.name, None), positions)
 
     def __repr__(self) -> str:
-        rows, width = self.tokens.shape
-        return f"Trace({rows} rows, {width} positions, {len(self._captured)} sites)"
+        shape = " x ".join(str(size) for size in self.tokens.shape)
+        return f"Trace(input {shape}, {len(self._captured)} sites)"
