@@ -302,7 +302,7 @@ def sites_of(wanted: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
     """
     from microtome.tracing.sites import at
 
-    if not isinstance(wanted, Iterable):
+    if not isinstance(wanted, Site | Iterable):
         raise UsageError(
             f"Sites are a name, a site or a list of them; got {type(wanted).__name__}. Give () for "
             "none."
