@@ -60,7 +60,7 @@ HEADER = {"schema": "microtome behavior", "version": 1, "name": "n"}
     [
         ({**HEADER, "schema": "something"}, "expected 'microtome behavior'"),
         ({**HEADER, "version": 2}, "version 2"),
-        ({**HEADER, "titel": "t"}, "nearest: title"),
+        ({**HEADER, "titlee": "t"}, "nearest: title"),
     ],
 )
 def test_foreign_and_newer_headers_are_refused(
