@@ -39,7 +39,7 @@ def table() -> str:
             )  # fmt: skip
         sufficient += proof.nulls is not None
         if verdict.established:
-            reached.append(f"twin {number}: {verdict.grade} with {len(circuit.nodes)} nodes")
+            reached.append(f"twin {number}: {verdict.grade} with {len(circuit.parts)} nodes")
     gate = get("quote-closing", n=200).shuffle(0).check(model)
     lines = [
         f"False claims: {COUNT} twins, gate off, {', '.join(BEHAVIORS)} (60 items each)",

@@ -80,9 +80,9 @@ def test_ranking_curve_and_minimality(model: Model, examples: Examples) -> None:
     lost = minimality(model, examples, circuit)
     ablator = Ablator(model, examples)
     means = ablator.run(
-        [frozenset(scores.names), frozenset(), circuit.kept, circuit.kept - {circuit.nodes[0]}]
+        [frozenset(scores.names), frozenset(), circuit.kept, circuit.kept - {circuit.parts[0]}]
     )["logit_difference"].mean(1)
-    assert lost[circuit.nodes[0]] == pytest.approx(
+    assert lost[circuit.parts[0]] == pytest.approx(
         (means[2] - means[3]) / (means[0] - means[1]), rel=1e-6
     )
     assert set(takeovers(model, examples, circuit)) == circuit.rest

@@ -24,7 +24,7 @@ def found() -> Dissection:
 def test_the_specimen_is_explained(found: Dissection) -> None:
     assert found.explained and found.circuit is not None and found.proof is not None
     assert found.check.passed and found.check.accuracy.value >= 0.9
-    assert len(found.circuit.nodes) < len(found.circuit.universe) / 2
+    assert len(found.circuit.parts) < len(found.circuit.universe) / 2
     assert found.proof.evaluation.faithfulness.within(0.8, 1.2)
     assert found.operation is not None and found.operation.undone
     # two nulls are too few for the rule, so nothing may be claimed
@@ -46,7 +46,7 @@ def test_results_round_trip_and_are_deterministic(found: Dissection, tmp_path: P
     assert loaded.summary() == found.summary()
     again = dissect(load("python-code"), get("quote-closing", n=100), config=Config(nulls=2))
     assert again.circuit is not None and found.circuit is not None
-    assert again.circuit.nodes == found.circuit.nodes
+    assert again.circuit.parts == found.circuit.parts
     assert again.proof is not None and found.proof is not None
     np.testing.assert_array_equal(again.proof.evaluation.circuit, found.proof.evaluation.circuit)
 

@@ -99,5 +99,5 @@ def test_results_and_errors(tmp_path) -> None:  # type: ignore[no-untyped-def]
         path_patching(model, examples, "blocks.0.attn.in.q")
     with pytest.raises(SweepError, match="no head or MLP"):
         path_patching(model, examples, "logits", senders=["x1"])
-    with pytest.raises(ModelSupportError, match="direct path is not defined"):
+    with pytest.raises(ModelSupportError, match="path patching needs that"):
         path_patching(load(build("olmo2")), examples, "logits")

@@ -43,12 +43,12 @@ def connections(
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(f"{chosen.name} does not read the prompt's end.")
-    sites = sorted({str(_whole(node)) for node in circuit.nodes})
+    sites = sorted({str(_whole(node)) for node in circuit.parts})
     slopes = model.gradients(lambda lo, le: chosen(lo, le, examples), sites, examples.clean)
     other = model.trace(examples.corrupt, capture=sites, logits=None)
     weights: dict[tuple[str, str], float] = {}
-    for source in circuit.nodes:
-        later = [t for t in circuit.nodes if _before(source, t)]
+    for source in circuit.parts:
+        later = [t for t in circuit.parts if _before(source, t)]
         if not later:
             continue
         ablated = model.trace(
@@ -89,7 +89,7 @@ def _direct(
     except (ModelSupportError, MetricError):
         return {}
     weights = {}
-    for node in circuit.nodes:
+    for node in circuit.parts:
         head, layer = head_of(node), layer_of(node)
         part = found.mlps[:, layer] if head is None else found.heads[:, layer, head]
         weights[node, LOGITS] = float(part.mean())

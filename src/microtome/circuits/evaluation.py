@@ -104,13 +104,13 @@ def minimality(
 ) -> dict[str, float]:
     """Return how much faithfulness is lost when each node alone is dropped from the circuit."""
     ablator = Ablator(model, examples, ablation=ablation, reference=reference)
-    dropped = [circuit.kept - {node} for node in circuit.nodes]
+    dropped = [circuit.kept - {node} for node in circuit.parts]
     found = ablator.run(
         [frozenset(ablator.universe), frozenset(), circuit.kept, *dropped], [metric]
     )[metric]
     means = found.mean(1)
     span = means[0] - means[1]
-    return {node: float((means[2] - means[3 + i]) / span) for i, node in enumerate(circuit.nodes)}
+    return {node: float((means[2] - means[3 + i]) / span) for i, node in enumerate(circuit.parts)}
 
 
 def takeovers(

@@ -69,7 +69,7 @@ def search_nulls(
     curves: list[list[float]] = []
     permuted: list[float] = []
     overlaps: list[float] = []
-    size = len(circuit.nodes)
+    size = len(circuit.parts)
     rules = _Rules(ablation, metric, method, train)
     full, empty = rules.values(model, test, None, frozenset())
     for number in range(count):
@@ -227,7 +227,7 @@ def stability(
     random = rng(seed, "stability")
     names = np.unique(clusters)
     members = {c: np.flatnonzero(clusters == c) for c in names}
-    size = len(circuit.nodes)
+    size = len(circuit.parts)
     counts = dict.fromkeys(scores.names, 0)
     overlaps = []
     for _ in range(resamples):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,46 +16,55 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Level = Literal["node", "edge"]
+
+
 @dataclass(frozen=True, eq=False)
-class Circuit(Result):
-    """A set of nodes.
+class Circuit(Result, version=2):
+    """A set of parts of a model: of its heads and MLPs, or of the edges between them.
 
     Attributes:
-        nodes: The nodes, sorted by layer.
-        universe: All nodes of the model.
+        parts: The parts that belong to it, in the order of the universe.
+        universe: All parts of the model.
         method: How it was found.
+        level: ``node`` (parts are ``a0.h1`` and ``m2``) or ``edge`` (``a0.h1->m2``,
+            ``a0.h1->a1.h0<q>``).
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """
 
-    nodes: tuple[str, ...]
+    parts: tuple[str, ...]
     universe: tuple[str, ...]
     method: str
+    level: Level = "node"
     model: str = ""
     provenance: Provenance | None = None
 
     @property
     def kept(self) -> frozenset[str]:
-        """The nodes as a set."""
-        return frozenset(self.nodes)
+        """The parts as a set."""
+        return frozenset(self.parts)
 
     @property
     def rest(self) -> frozenset[str]:
-        """The nodes outside."""
+        """The parts outside."""
         return frozenset(self.universe) - self.kept
 
     @property
     def share(self) -> float:
-        """Share of all nodes that it keeps."""
-        return len(self.nodes) / len(self.universe)
+        """Share of all parts that it keeps."""
+        return len(self.parts) / len(self.universe)
+
+    def __len__(self) -> int:
+        """Return the number of parts."""
+        return len(self.parts)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each node of the model with whether it is kept."""
+        """Return one row for each part of the model with whether it is kept."""
         import pandas as pd
 
-        return pd.DataFrame(
-            {"node": self.universe, "kept": [n in self.kept for n in self.universe]}
-        )
+        kept = self.kept
+        return pd.DataFrame({self.level: self.universe, "kept": [n in kept for n in self.universe]})
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,7 +133,7 @@ def _gate(gate: Check | None) -> Rule:
 def _sufficient(evaluation: Evaluation, circuit: Circuit) -> Rule:
     low, high = SUFFICIENT
     f = evaluation.faithfulness
-    size, total = len(circuit.nodes), len(circuit.universe)
+    size, total = len(circuit.parts), len(circuit.universe)
     passed = f.within(low, high) and size < total
     return Rule(
         "sufficient",
@@ -226,7 +226,7 @@ def _stable(stability: Stability) -> Rule:
 def _sentence(
     evidence: Evidence, grade: str, outcome: Mapping[str, str], backups: tuple[str, ...]
 ) -> str:
-    size, total = len(evidence.circuit.nodes), len(evidence.circuit.universe)
+    size, total = len(evidence.circuit.parts), len(evidence.circuit.universe)
     f = evidence.evaluation.faithfulness
     where = f"{evidence.templates} unseen templates ({len(evidence.evaluation.clusters)} items)"
     if grade == GRADES[3]:

@@ -64,7 +64,7 @@ def verdict_card(verdict: Verdict, proof: Proof, circuit: Circuit) -> VerdictCar
             _estimate(evaluation.moved, "moved by ablating only the circuit", "0.8 asked for"),
             Estimate(
                 circuit.share,
-                label=f"{len(circuit.nodes)} of {len(circuit.universe)} heads and MLPs",
+                label=f"{len(circuit.parts)} of {len(circuit.universe)} heads and MLPs",
                 unit="%",
             ),
         ),
@@ -150,7 +150,7 @@ def diagram(
             head_of(n) or 0,
             strength=strength[n],
         )
-        for n in circuit.nodes
+        for n in circuit.parts
     ]
     pairs = [(*key.split(" -> ", 1), weight) for key, weight in connections.items()]
     strongest: list[Any] = sorted(pairs, key=lambda p: -abs(cast(float, p[2])))[:EDGES]

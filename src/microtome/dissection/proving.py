@@ -61,7 +61,7 @@ def cut(
         len(ranking),
     )
     circuit = Circuit(
-        nodes=by_layer(top(ranking, size), scores.names),
+        parts=by_layer(top(ranking, size), scores.names),
         universe=scores.names,
         method=f"{scores.method}, first {size} by magnitude",
         model=model.fingerprint,
@@ -125,7 +125,7 @@ def prove(
             enough=None if thorough else reached,
         )
         wrong = _inverted_accuracy(
-            model, train, test, len(circuit.nodes), config=config, metric=metric
+            model, train, test, len(circuit.parts), config=config, metric=metric
         )
     proof = Proof(
         evaluation=evaluation,

@@ -43,7 +43,7 @@ class _Report:
         title = f"{found.model} does not show {found.behavior}"
         verdict = self._no_verdict()
         if found.verdict is not None and found.circuit is not None and found.proof is not None:
-            kept, total = len(found.circuit.nodes), len(found.circuit.universe)
+            kept, total = len(found.circuit.parts), len(found.circuit.universe)
             title = phrases.page_title(found.behavior, found.verdict.grade, kept, total)
             verdict = figures.verdict_card(found.verdict, found.proof, found.circuit)
             sections += [self._locate(), self._cut(), self._prove()]
@@ -197,7 +197,7 @@ class _Report:
         circuit, curve, proof, located = found.circuit, found.curve, found.proof, found.located
         if circuit is None or curve is None or proof is None or located is None:
             return Section("Cut", ())
-        kept, total = len(circuit.nodes), len(circuit.universe)
+        kept, total = len(circuit.parts), len(circuit.universe)
         asked = float(found.config.get("faithfulness", 0.9))
         shown = figures.diagram(circuit, located.scores, proof.connections)
         weakest = sorted(proof.minimality, key=lambda n: proof.minimality[n])

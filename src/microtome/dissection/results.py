@@ -246,7 +246,7 @@ class Dissection(Result):
             found.update(
                 grade=self.verdict.grade,
                 rules=list(self.verdict.rules),
-                nodes=list(self.circuit.nodes),
+                parts=list(self.circuit.parts),
                 of=len(self.circuit.universe),
                 faithfulness=self.proof.evaluation.faithfulness,
                 moved=self.proof.evaluation.moved,

@@ -32,7 +32,7 @@ from microtome.errors import (
 from microtome.models import hf
 from microtome.store.results import Result
 from microtome.sweeps.rows import Reader, Row, rows_of
-from microtome.tracing.catalog import require_anatomy
+from microtome.tracing.catalog import require_anatomy, require_sums
 from microtome.tracing.replay import BaseRun, Entry, wave
 from microtome.tracing.sites import Site, at
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from microtome.behaviors.behavior import Behavior
-    from microtome.models.anatomy import Anatomy, BlockAnatomy
+    from microtome.models.anatomy import Anatomy
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
@@ -272,7 +272,7 @@ def _metric(name: str) -> LastTokenMetric:
 def _receivers(model: Model, receivers: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
     anatomy = require_anatomy(model.anatomy, "Path patching")
     for block in anatomy.blocks:
-        _require_sums(block)
+        require_sums(block, "path patching")
     given = [receivers] if isinstance(receivers, str | Site) else list(receivers)
     found = []
     for site in map(at, given):
@@ -291,16 +291,6 @@ def _receivers(model: Model, receivers: str | Site | Sequence[str | Site]) -> tu
             raise ModelSupportError(f"Block {layer} has no norm before {site.name}.")
         found.append(site)
     return tuple(found)
-
-
-def _require_sums(block: BlockAnatomy) -> None:
-    attention = block.attention
-    adds_up = attention is None or attention.heads_add_up
-    if block.placement not in ("sequential", "parallel") or not adds_up:
-        raise ModelSupportError(
-            f"{block.path}: what heads write is not added to the stream as it is, so a direct path "
-            "is not defined."
-        )
 
 
 def _writes(model: Model) -> list[str]:

@@ -233,3 +233,17 @@ def require_anatomy(anatomy: Anatomy | None, what: str) -> Anatomy:
     if anatomy is None:
         raise ModelSupportError(f"{what} needs a transformer; this module has only module: sites.")
     return anatomy
+
+
+def require_sums(block: BlockAnatomy, method: str) -> None:
+    """Refuse a block whose parts do not write to one stream as they are.
+
+    Raises:
+        ModelSupportError: If they do not.
+    """
+    adds_up = block.attention is None or block.attention.heads_add_up
+    if block.placement not in ("sequential", "parallel") or not adds_up:
+        raise ModelSupportError(
+            f"{block.path}: what heads write is not added to the stream as it is, and {method} "
+            "needs that."
+        )
