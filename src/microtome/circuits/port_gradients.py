@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from microtome.circuits.reading import Ports, Reading
+from microtome.circuits.reading import Norm, Ports, Reading
 from microtome.circuits.writing import write_sites
 from microtome.tracing.sites import at
 
@@ -160,15 +160,15 @@ def _at_columns(reading: Reading, found: Gradients, ports: Ports) -> torch.Tenso
     heads = slopes[:, :, columns].permute(2, 0, 1, 3)
     weight = reading.weight(ports).to(slopes.dtype)
     flat = torch.bmm(heads.flatten(1, 2), weight.transpose(1, 2))
-    return flat.unflatten(1, (batch, -1))
+    heads_in: torch.Tensor = flat.unflatten(1, (batch, -1))
+    return heads_in
 
 
-def _pulled_back(norm: object, stream: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+def _pulled_back(norm: Norm, stream: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
     """Return gradients at a norm's output as gradients at its input ``[t, b, p, d]``."""
-    if not isinstance(norm, torch.nn.Module):
-        return slopes
     with torch.enable_grad():
         # one copy for each target: a norm acts on every position alone
         copies = stream.detach().expand_as(slopes).flatten(0, 1).clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(norm(copies), copies, slopes.flatten(0, 1))
-    return gradient.unflatten(0, slopes.shape[:2])
+    pulled: torch.Tensor = gradient.unflatten(0, slopes.shape[:2])
+    return pulled

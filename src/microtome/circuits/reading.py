@@ -18,7 +18,6 @@ from torch import nn
 from microtome.circuits.graph import ComponentGraph
 from microtome.errors import ModelSupportError
 from microtome.models import hf
-from microtome.models.compare import relative_error, tolerance
 from microtome.tracing.catalog import require_anatomy
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from microtome.tracing.model import Model
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
-
-ALLOWED = 8.0
-"""Multiple of the usual tolerance that a norm's output may be off, normed apart from the pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +99,11 @@ class Reading:
         known = _known.get(model.module)
         if known is None:
             anatomy = require_anatomy(model.anatomy, "A circuit of edges")
+            from microtome.circuits.premises import check
+
             graph = ComponentGraph.of(model)
             known = graph, _stages(model, anatomy, graph)
-            _check(Reading(model, *known))
+            check(Reading(model, *known))
             _known[model.module] = known
         return Reading(model, *known)
 
@@ -116,7 +114,8 @@ class Reading:
 
     def norm(self, path: str) -> Norm:
         """Return a norm of the model as a function; the identity for ``""``."""
-        return self.module(path) if path else _same
+        # forward, not call: hooks of the pass may be on the norm
+        return self.module(path).forward if path else _same
 
     def module(self, path: str) -> nn.Module:
         """Return a part of the model."""
@@ -201,31 +200,3 @@ def _require_writable(model: Model, layer: int, name: str) -> None:
         raise ModelSupportError(
             f"{info.name} cannot be written ({info.reason}), so edges into it cannot be cut."
         )
-
-
-def _check(reading: Reading) -> None:
-    """Require that norm(stream) is what attention's projections and the MLP receive."""
-    model = reading.model
-    width = min(8, reading.anatomy.context or 8)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, reading.anatomy.vocab, (2, width), generator=generator)
-    pairs: list[tuple[str, str, str]] = []
-    for stage in reading.stages:
-        for ports in stage.ports:
-            pairs.append((stage.stream, stage.attn_norm, f"module:{ports.columns.path}:in"))
-        if stage.mlp_target is not None:
-            pairs.append((stage.mlp_stream, stage.mlp_norm, f"blocks.{stage.layer}.mlp.in"))
-    sites = sorted({site for pair in pairs for site in (pair[0], pair[2])})
-    trace = model.trace(tokens, capture=sites, logits=None)
-    allowed = ALLOWED * tolerance(model.dtype)
-    for stream, norm, received in pairs:
-        with torch.no_grad():
-            expected = reading.norm(norm)(trace.value(stream))
-        value = trace.value(received)
-        if value.numel() != expected.numel() or not (
-            relative_error(value.reshape(expected.shape), expected) <= allowed
-        ):
-            raise ModelSupportError(
-                f"{received} is not the residual stream behind {norm or 'no norm'}, so edges into "
-                "it are not defined in this model; use circuits of nodes."
-            )

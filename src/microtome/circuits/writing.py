@@ -81,8 +81,8 @@ def head_writes(
         weight = weight[list(heads)]
     batch, width = z.shape[:2]
     flat = z.permute(2, 0, 1, 3).reshape(len(weight), batch * width, -1)
-    written = torch.bmm(flat, weight.to(flat.dtype)).unflatten(1, (batch, width)) * attention.scale
-    return written.transpose(0, 1)
+    written: torch.Tensor = torch.bmm(flat, weight.to(flat.dtype)) * attention.scale
+    return written.unflatten(1, (batch, width)).transpose(0, 1)
 
 
 def _difference(site: str, now: Values, instead: Values) -> torch.Tensor:
