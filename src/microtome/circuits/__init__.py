@@ -5,6 +5,12 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "Areas": "microtome.circuits.areas:Areas",
+    "Completeness": "microtome.circuits.knock_outs:Completeness",
+    "SecondOpinion": "microtome.circuits.hypothesis_tests:SecondOpinion",
+    "completeness": "microtome.circuits.knock_outs:completeness",
+    "faithfulness_curve": "microtome.circuits.evaluation:faithfulness_curve",
+    "second_opinion": "microtome.circuits.hypothesis_tests:second_opinion",
     "Ablator": "microtome.circuits.ablation:Ablator",
     "Circuit": "microtome.circuits.results:Circuit",
     "Evaluation": "microtome.circuits.results:Evaluation",

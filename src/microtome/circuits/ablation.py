@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from microtome.behaviors.evaluate import batches
-from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, metric
+from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, Metric, metric
 from microtome.circuits.nodes import check_nodes, layer_of, masks
 from microtome.errors import ConfigError, MetricError
 from microtome.tracing.components import component_names
@@ -100,13 +100,15 @@ class Ablator:
             self._groups = [self._group(places, means) for places in self._batches()]
 
     def run(
-        self, circuits: Sequence[frozenset[str]], metrics: Sequence[str] = ("logit_difference",)
+        self,
+        circuits: Sequence[frozenset[str]],
+        metrics: Sequence[str | Metric] = ("logit_difference",),
     ) -> dict[str, np.ndarray]:
         """Return metrics of every circuit and example.
 
         Args:
             circuits: Sets of nodes to keep.
-            metrics: Names of metrics that read the prompt's end.
+            metrics: Metrics that read the prompt's end, or their names.
 
         Returns:
             For each metric ``[circuit, example]``.
@@ -284,10 +286,10 @@ def _means(model: Model, reference: Examples, sites: list[str]) -> dict[str, tor
     return {site: total / count for site, total in totals.items()}
 
 
-def _last_token(name: str) -> LastTokenMetric:
+def _last_token(name: str | Metric) -> LastTokenMetric:
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(
-            f"Circuits are scored by a metric that reads the prompt's end; {name} does not."
+            f"Circuits are scored by a metric that reads the prompt's end; {chosen.name} does not."
         )
     return chosen

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from microtome.circuits.areas import Areas
 from microtome.core.provenance import Provenance
 from microtome.core.stats import Interval
 from microtome.store.results import Result
@@ -68,14 +69,18 @@ class Circuit(Result, version=2):
 
 
 @dataclass(frozen=True, eq=False)
-class FaithfulnessCurve(Result):
+class FaithfulnessCurve(Result, version=2):
     """Faithfulness of circuits of growing size along one ranking.
 
     Attributes:
-        sizes: Numbers of nodes.
+        sizes: Numbers of parts asked for.
         faithfulness: Intervals at each size.
-        ablation: What ablated nodes gave.
+        ablation: What ablated parts gave.
         split: On which split.
+        kept: Numbers of parts actually kept at each size, without edges on no path from the
+            embedding to the logits.
+        total: Parts of the model.
+        areas: CPR, CMD and their kin; None for a curve without MIB's sizes.
         provenance: Model, seed, versions.
     """
 
@@ -83,15 +88,27 @@ class FaithfulnessCurve(Result):
     faithfulness: tuple[Interval, ...]
     ablation: str
     split: str
+    kept: tuple[int, ...] = ()
+    total: int = 0
+    areas: Areas | None = None
     provenance: Provenance | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each size."""
+        """Return one row for each size: size, kept, share, faithfulness, low, high."""
         import pandas as pd
 
+        kept = self.kept or self.sizes
+        total = self.total or max(self.sizes, default=0) or 1
         rows = [
-            {"size": s, "faithfulness": f.value, "low": f.low, "high": f.high}
-            for s, f in zip(self.sizes, self.faithfulness, strict=True)
+            {
+                "size": s,
+                "kept": k,
+                "share": k / total,
+                "faithfulness": f.value,
+                "low": f.low,
+                "high": f.high,
+            }
+            for s, k, f in zip(self.sizes, kept, self.faithfulness, strict=True)
         ]
         return pd.DataFrame(rows)
 
