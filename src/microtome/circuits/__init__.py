@@ -5,6 +5,12 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "Judgment": "microtome.circuits.judgment:Judgment",
+    "eliminate": "microtome.circuits.variation:eliminate",
+    "judge": "microtome.circuits.judging:judge",
+    "random_floor": "microtome.circuits.nulls:random_floor",
+    "takeovers": "microtome.circuits.evaluation:takeovers",
+    "with_orders": "microtome.circuits.variation:with_orders",
     "Areas": "microtome.circuits.areas:Areas",
     "Completeness": "microtome.circuits.knock_outs:Completeness",
     "SecondOpinion": "microtome.circuits.hypothesis_tests:SecondOpinion",
@@ -25,7 +31,7 @@ _NAMES = {
     "find": "microtome.circuits.finding:find",
     "minimality": "microtome.circuits.evaluation:minimality",
     "search_nulls": "microtome.circuits.nulls:search_nulls",
-    "stability": "microtome.circuits.nulls:stability",
+    "stability": "microtome.circuits.variation:stability",
 }
 
 __all__ = sorted(_NAMES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -147,15 +147,20 @@ class Evaluation(Result):
 
 
 @dataclass(frozen=True, eq=False)
-class Stability(Result):
-    """How a circuit varies over bootstrap resamples of the train clusters.
+class Stability(Result, version=2):
+    """How a circuit varies over bootstrap resamples of the train clusters and elimination orders.
 
     Attributes:
-        share: Share of resamples in which each node is chosen, by node.
-        core: Nodes chosen in at least 90 %.
-        alternatives: Nodes chosen in 10 to 90 %.
+        share: Share of resamples in which each part is chosen, by part.
+        core: Parts chosen in at least 90 %.
+        alternatives: Parts chosen in 10 to 90 %.
         median_jaccard: Median overlap of the resamples' circuits with the circuit.
         resamples: How many.
+        orders: Elimination orders, 0 where none were tried.
+        order_share: Share of orders that leave each part they began with.
+        order_core: Parts left by at least 90 % of the orders.
+        order_alternatives: Parts left by 10 to 90 % of them.
+        order_jaccard: Median overlap of what the orders leave with the circuit.
         provenance: Model, seed, versions.
     """
 
@@ -164,6 +169,11 @@ class Stability(Result):
     alternatives: tuple[str, ...]
     median_jaccard: float
     resamples: int
+    orders: int = 0
+    order_share: Mapping[str, float] = field(default_factory=dict)
+    order_core: tuple[str, ...] = ()
+    order_alternatives: tuple[str, ...] = ()
+    order_jaccard: float = float("nan")
     provenance: Provenance | None = None
 
 

@@ -38,8 +38,15 @@ class Runner(Protocol):
         """Return each metric ``[circuit, example]`` with all else ablated."""
 
 
-Finder: TypeAlias = "Callable[[Model, Examples], Sequence[str]]"
-"""From a model and train examples to a ranking of its parts, strongest first."""
+class Ranked(Protocol):
+    """Scores that put parts in an order."""
+
+    def ranking(self, *, signed: bool = False) -> tuple[str, ...]:
+        """Return the parts, strongest first, by magnitude or (``signed``) by value."""
+
+
+Finder: TypeAlias = "Callable[[Model, Examples], Ranked]"
+"""From a model and train examples to scores of its parts."""
 
 RUNNERS: Mapping[Level, Callable[..., Runner]] = {"node": Ablator}
 """What runs the circuits of each level."""
