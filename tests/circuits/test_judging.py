@@ -13,9 +13,9 @@ from microtome.circuits import Circuit, Judgment, eliminate, find, judge
 from microtome.circuits.cluster_sums import cluster_sums
 from microtome.circuits.evaluation import universe_of
 from microtome.circuits.graph import ComponentGraph, port_of, split_edge
+from microtome.circuits.levels import runner
 from microtome.circuits.matching import matched
 from microtome.circuits.nulls import search_nulls
-from microtome.circuits.runners import runner
 from microtome.circuits.variation import jaccard, shares, stability
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, EmptyDataError, ShapeError
@@ -69,7 +69,7 @@ def test_what_cannot_be_judged() -> None:
     model, behavior = planted_model(PLANTED), quote_closing(60)
     with pytest.raises(ConfigError, match="Nothing to judge"):
         judge(model, behavior)
-    with pytest.raises(ConfigError, match="share between"):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
         judge(model, behavior, PLANTED, faithfulness=1.0)
     examples = behavior.prepare(model).split("train")
     edges = ComponentGraph.of(model).edges

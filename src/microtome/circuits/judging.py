@@ -24,10 +24,10 @@ from microtome.circuits.graph import ComponentGraph
 from microtome.circuits.hypothesis_tests import second_opinion
 from microtome.circuits.judgment import Judgment, UnderAblation
 from microtome.circuits.knock_outs import completeness
+from microtome.circuits.levels import AGREEMENT, KL, Finder, Ranked, distances, runner
 from microtome.circuits.nulls import inverted, random_floor, search_nulls
 from microtome.circuits.results import Circuit, Level, Nulls, Stability, Verdict
-from microtome.circuits.runners import AGREEMENT, KL, Finder, Ranked, distances, runner
-from microtome.circuits.variation import stability, with_orders
+from microtome.circuits.variation import ORDERS, stability, with_orders
 from microtome.circuits.verdict import NULLS, Evidence, can_reach_a_grade, decide
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
@@ -53,6 +53,7 @@ def judge(
     ablation: Ablation = "resample",
     metric: str | None = None,
     nulls: int = NULLS,
+    orders: int = ORDERS,
     gate: bool = True,
     seed: int = 0,
     progress: Progress = quiet,
@@ -73,6 +74,7 @@ def judge(
         ablation: What ablated parts give, for all but the comparison of kinds.
         metric: A metric that reads the prompt's end; the behavior's own by default.
         nulls: Twins, and permutations of the answers; fewer than 20 cannot pass the rule.
+        orders: Random orders of elimination.
         gate: Whether the gate counts; without it the verdict says that it was switched off.
         seed: For everything that is drawn.
         progress: Told of the steps.
@@ -85,10 +87,10 @@ def judge(
         UnknownNameError: If a part does not exist.
         EmptyDataError: If a split holds no examples.
     """
-    if not 0 < faithfulness < 1 or nulls < 0:
+    if not 0 < faithfulness < 1 or nulls < 0 or orders < 1:
         raise ConfigError(
-            f"faithfulness={faithfulness}, nulls={nulls}; expected a share between 0 and 1, and 0 "
-            "nulls or more."
+            f"faithfulness={faithfulness}, nulls={nulls}, orders={orders}; expected a share "
+            "between 0 and 1, 0 nulls or more, and 1 order or more."
         )
     examples = behavior.prepare(model)
     splits = (examples.split("train"), examples.split("validation"), examples.split("test"))
@@ -115,7 +117,7 @@ def judge(
     result = replace(
         result,
         curve=along,
-        stability=case.stability(found, circuit),
+        stability=case.stability(found, circuit, orders),
         check=check(model, behavior, seed=seed, examples=examples) if gate else None,
     )
     return case.with_verdict(result)
@@ -201,7 +203,7 @@ class _Case:
             provenance=collect(model, {"ablation": ablation, "metric": metric}, seed=seed),
         )
 
-    def stability(self, found: object, circuit: Circuit) -> Stability | None:
+    def stability(self, found: object, circuit: Circuit, orders: int) -> Stability | None:
         """Return the stability over resamples and orders; None where there are no scores."""
         train = self.splits[0]
         try:
@@ -213,7 +215,7 @@ class _Case:
         ran = runner(self.model, train, circuit.level, ablation=self.ablation)
         return with_orders(
             resampled, ran, circuit, start, least=self.faithfulness, metric=self.metric,
-            seed=self.seed,
+            orders=orders, seed=self.seed,
         )  # fmt: skip
 
     def with_verdict(self, found: Judgment) -> Judgment:

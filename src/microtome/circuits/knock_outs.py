@@ -14,8 +14,8 @@ import numpy as np
 
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.areas import faithfulness_of
+from microtome.circuits.levels import Runner, runner
 from microtome.circuits.results import Circuit
-from microtome.circuits.runners import Runner, runner
 from microtome.core.provenance import Provenance, collect
 from microtome.core.resampling import cluster_function_bootstrap
 from microtome.core.seeds import rng

@@ -12,9 +12,9 @@ from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.evaluation import closeness, item_closeness
 from microtome.circuits.finding import Method, find, top
+from microtome.circuits.levels import Finder, runner
 from microtome.circuits.matching import matched
 from microtome.circuits.results import Circuit, Level, Nulls
-from microtome.circuits.runners import Finder, runner
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.core.seeds import rng

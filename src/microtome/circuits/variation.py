@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microtome.circuits.cluster_sums import cluster_sums
+from microtome.circuits.levels import Runner
 from microtome.circuits.results import Circuit, Stability
-from microtome.circuits.runners import Runner
 from microtome.core.seeds import rng
 
 if TYPE_CHECKING:

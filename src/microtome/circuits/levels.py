@@ -15,6 +15,7 @@ import torch
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
+from microtome.circuits.edge_ablation import EdgeAblator
 from microtome.circuits.results import Level
 from microtome.errors import MetricError, UnknownNameError, nearest
 
@@ -48,7 +49,7 @@ class Ranked(Protocol):
 Finder: TypeAlias = "Callable[[Model, Examples], Ranked]"
 """From a model and train examples to scores of its parts."""
 
-RUNNERS: Mapping[Level, Callable[..., Runner]] = {"node": Ablator}
+RUNNERS: Mapping[Level, Callable[..., Runner]] = {"node": Ablator, "edge": EdgeAblator}
 """What runs the circuits of each level."""
 
 
