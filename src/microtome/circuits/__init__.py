@@ -5,6 +5,13 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "Hypothesis": "microtome.circuits.hypothesis:Hypothesis",
+    "Interchange": "microtome.circuits.interchange:Interchange",
+    "Scrubbing": "microtome.circuits.scrubbing:Scrubbing",
+    "load_hypothesis": "microtome.circuits.hypothesis:load_hypothesis",
+    "parse_hypothesis": "microtome.circuits.hypothesis:parse_hypothesis",
+    "scrub": "microtome.circuits.scrubbing:scrub",
+    "swap_claims": "microtome.circuits.interchange:swap_claims",
     "Judgment": "microtome.circuits.judgment:Judgment",
     "eliminate": "microtome.circuits.variation:eliminate",
     "judge": "microtome.circuits.judging:judge",
