@@ -19,10 +19,11 @@ from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, metric
 from microtome.circuits.nodes import check_nodes, layer_of, masks
 from microtome.errors import ConfigError, MetricError
+from microtome.tracing.arguments import shared_state
 from microtome.tracing.components import component_names
 from microtome.tracing.replay import BaseRun, Entry, wave
 from microtome.tracing.sites import at
-from microtome.tracing.suffix import shared_state, suffix_facts
+from microtome.tracing.suffix import suffix_facts
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Example, Examples

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from microtome.errors import ConfigError, nearest
 from microtome.sweeps.rows import SweepMetric, narrow_reason
-from microtome.tracing.suffix import shared_state, suffix_facts
+from microtome.tracing.arguments import shared_state
+from microtome.tracing.suffix import suffix_facts
 
 if TYPE_CHECKING:
     from microtome.models.anatomy import Anatomy
