@@ -17,10 +17,10 @@ from torch import nn
 
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, metric
-from microtome.circuits.nodes import check_nodes, layer_of, masks
+from microtome.circuits.nodes import check_nodes, masks
 from microtome.errors import ConfigError, MetricError
-from microtome.tracing.arguments import shared_state
-from microtome.tracing.components import component_names
+from microtome.sweeps.rules import restart_reason
+from microtome.tracing.components import component_names, layer_of
 from microtome.tracing.replay import BaseRun, Entry, wave
 from microtome.tracing.sites import at
 from microtome.tracing.suffix import suffix_facts
@@ -242,10 +242,7 @@ class Ablator:
 
 def _restart_reason(model: Model) -> str:
     """Return why passes over some nodes cannot start where the first of them lies."""
-    anatomy = model.anatomy
-    if anatomy is None or not anatomy.tail.exact:
-        return "the logits cannot be read off the last stream"
-    return shared_state(model) or suffix_facts(model).reason
+    return restart_reason(model) or suffix_facts(model).reason
 
 
 def _first_difference(example: Example) -> int:

@@ -12,12 +12,12 @@ from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.evaluation import closeness, item_closeness
 from microtome.circuits.finding import Method, find, top
-from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.results import Circuit, Nulls, Stability
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.core.seeds import rng
 from microtome.core.stats import cluster_ratio_bootstrap
+from microtome.tracing.components import head_of, layer_of
 
 if TYPE_CHECKING:
     from microtome.attribution import ComponentScores
