@@ -3,8 +3,8 @@
 ``workloads``: microtome, raw PyTorch and the peers on workloads a to f. ``growth``: what a sweep
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
-``maximization``: texts that excite neurons, against the corpus. ``resuming``: a sweep that is killed
-half-way and goes on.
+``maximization``: texts that excite neurons, against the corpus. ``resuming``: a sweep that is
+killed half-way and goes on.
 """
 
 from __future__ import annotations

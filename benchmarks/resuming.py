@@ -14,8 +14,8 @@ PROMPTS = int(os.environ.get("MICROTOME_RESUMED", "200"))
 """Prompts of the sweep."""
 
 COMMAND = (
-    *("sweep", "python-code", "quote-closing", "--site", "attn.z"),
-    *("--n", str(PROMPTS), "--threads", "1", "--without", "fast"),
+    *("sweep", "python-code", "quote-closing", "--site", "mlp.act", "--over", "neuron"),
+    *("--neurons", ",".join(map(str, range(64))), "--n", str(PROMPTS), "--threads", "1"),
 )
 
 
