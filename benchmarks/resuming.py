@@ -30,7 +30,7 @@ def table() -> str:
         same = whole.read_bytes() == resumed.read_bytes()
         cells = len(whole.read_text(encoding="utf-8").splitlines()) - 1
     return (
-        f"microtome {' '.join(COMMAND)}: {cells} cells, prompts of several lengths\n"
+        f"Sweep of 64 neurons of each block, {PROMPTS} prompts of several lengths: {cells} cells\n"
         f"  whole {seconds:.1f} s; killed with SIGKILL after {killed:.1f} s; resumed {rest:.1f} s\n"
         f"  the tables are {'the same, byte for byte' if same else 'DIFFERENT'}; the file that "
         f"kept what was done {'is left behind' if kept.exists() else 'is gone'}\n"
