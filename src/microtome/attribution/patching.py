@@ -15,6 +15,7 @@ from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, MetricError, PairError
 from microtome.tracing.components import component_names
+from microtome.tracing.narrowing import last_mlp_narrow
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:
@@ -78,10 +79,11 @@ def attribution_patching(
             (chunk.clean, chunk.corrupt) if base == "clean" else (chunk.corrupt, chunk.clean)
         )
         sites = _sites(model)
-        slopes = slopes_of(model, chosen, chunk, sites, here)
-        if steps > 1:
-            slopes = integrated(model, chosen, chunk, slopes, here, there, steps)
-        other = model.trace(there, capture=sites, logits=None)
+        with last_mlp_narrow(model, [len(tokens) for tokens in here]):
+            slopes = slopes_of(model, chosen, chunk, sites, here)
+            if steps > 1:
+                slopes = integrated(model, chosen, chunk, slopes, here, there, steps)
+            other = model.trace(there, capture=sites, logits=None)
         effects = _effects(model, slopes, other.value)
         values[places] = effects.sum(2).numpy()
         if split == "position":
@@ -133,8 +135,9 @@ def support_at_both_ends(
     sites = _sites(model)
     for places in batches(examples, 64, model=model):
         chunk = examples.take(places)
-        clean = slopes_of(model, chosen, chunk, sites, chunk.clean)
-        corrupt = slopes_of(model, chosen, chunk, sites, chunk.corrupt)
+        with last_mlp_narrow(model, [len(tokens) for tokens in chunk.clean]):
+            clean = slopes_of(model, chosen, chunk, sites, chunk.clean)
+            corrupt = slopes_of(model, chosen, chunk, sites, chunk.corrupt)
         out = _effects(model, clean, corrupt.value).sum(2)
         into = _effects(model, corrupt, clean.value).sum(2)
         values[places] = ((into - out) / 2).numpy()
