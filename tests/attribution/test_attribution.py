@@ -16,7 +16,7 @@ from microtome.attribution import (
 )
 from microtome.behaviors import Example, Examples, quote_closing, score
 from microtome.behaviors.metrics import metric
-from microtome.errors import ConfigError, MetricError, ModelSupportError
+from microtome.errors import ConfigError, MetricError, ModelSupportError, PairError
 from microtome.models.families import build
 from microtome.tracing.opening import load
 from microtome.tracing.sites import at
@@ -76,14 +76,41 @@ def test_attribution_patching_is_the_first_order_of_exact_patching() -> None:
 def test_attribution_is_independent_of_the_batch_and_splits_by_role() -> None:
     model = code_model()
     examples = quote_closing(40).prepare(model).split("train")
-    whole = attribution_patching(model, examples, by_role=True)
+    whole = attribution_patching(model, examples, split="role")
     parts = attribution_patching(model, examples, batch_size=3)
     np.testing.assert_allclose(whole.values, parts.values, atol=2e-5)
-    assert whole.by_role is not None
-    ends = [e.roles["end"] == e.roles.get("string", (0, 0)) for e in examples]
-    assert whole.by_role.shape == (len(examples), len(whole.names), len(whole.roles)) and not all(
-        ends
-    )
+    assert whole.by_part is not None
+    assert whole.by_part.shape == (len(examples), len(whole.names), len(whole.parts))
+    assert whole.parts[-1] == "rest"
+    one = attribution_patching(model, examples[:1], split="position")
+    assert one.by_part is not None
+    covered: set[int] = set()
+    for number, role in enumerate(whole.parts[:-1]):
+        start, stop = examples[0].roles[role]
+        covered |= set(range(start, stop))
+        np.testing.assert_allclose(
+            whole.by_part[0, :, number], one.by_part[0, :, start:stop].sum(1), atol=2e-5
+        )
+    free = [i for i in range(len(examples[0].clean)) if i not in covered]
+    np.testing.assert_allclose(whole.by_part[0, :, -1], one.by_part[0][:, free].sum(1), atol=2e-5)
+
+
+def test_attribution_by_position_adds_up_and_is_zero_before_the_first_difference() -> None:
+    model = code_model()
+    examples = quote_closing(40).prepare(model)
+    length = len(examples[0].clean)
+    same = examples.take([i for i, e in enumerate(examples) if len(e.clean) == length])
+    found = attribution_patching(model, same, split="position")
+    assert found.by_part is not None
+    assert found.by_part.shape == (len(same), len(found.names), length)
+    np.testing.assert_allclose(found.by_part.sum(2), found.values, atol=1e-5)
+    for row, example in enumerate(same):
+        first = next(i for i, (a, b) in enumerate(zip(example.clean, example.corrupt)) if a != b)  # noqa: B905
+        assert not found.by_part[row, :, :first].any()
+    with pytest.raises(PairError, match="role"):
+        attribution_patching(model, examples, split="position")
+    with pytest.raises(ConfigError, match="position"):
+        attribution_patching(model, examples, split="head")  # type: ignore[arg-type]
 
 
 def test_the_lens_at_the_last_block_is_the_model() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import BartConfig, BartForConditionalGeneration
 
 from microtome.errors import (
     ConfigError,
     MetricError,
+    ModelSupportError,
     PromptError,
     SelectorError,
     ShapeError,
@@ -104,6 +106,19 @@ def test_a_generation_of_nan_is_refused() -> None:
         load(build("gpt2")).generate(TOKENS, max_new_tokens=2, interventions=[change])
     with pytest.raises(ConfigError, match="temperature"):
         load(build("gpt2")).generate(TOKENS, max_new_tokens=2, temperature=1e-45)
+
+
+def test_two_stacks_are_refused_and_the_encoder_alone_opens() -> None:
+    config = BartConfig(
+        vocab_size=50, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    both = BartForConditionalGeneration(config)
+    with pytest.raises(ModelSupportError, match="get_encoder"):
+        load(both)
+    encoder = load(both.get_encoder())
+    assert encoder.trace([[1, 2, 3]], capture="resid_post").sites[-1] == "blocks.1.resid_post"
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,20 @@ def test_replay_and_tail_are_the_whole_pass() -> None:
     torch.testing.assert_close(m.tail(last, ends)[1, 0], base.logits[0, 3])
 
 
+@pytest.mark.parametrize("family", ["mpt", "bloom-plain", "falcon", "gpt2", "llama"])
+def test_replays_of_as_many_rows_as_heads(family: str) -> None:
+    """A bias with one entry for each head is not one with an entry for each row."""
+    m = load(build(family))
+    assert m.anatomy is not None
+    tokens = torch.randint(
+        5, 90, (m.anatomy.n_heads, 6), generator=torch.Generator().manual_seed(1)
+    )
+    base = m.record(tokens)
+    rows = torch.tensor([len(tokens) - 1, 0])
+    last = m.replay(base, 0, base.streams[0][rows], rows=rows)
+    torch.testing.assert_close(last, base.streams[-1][rows], rtol=1e-4, atol=1e-5)
+
+
 def test_weights_by_head_reproduce_captured_values() -> None:
     m = model()
     trace = m.trace(TOKENS, capture=["attn.in", "attn.v", "attn.z", "attn.result"])

@@ -12,6 +12,7 @@ _NAMES = {
     "InputAttribution": "microtome.attribution.results:InputAttribution",
     "LogitLens": "microtome.attribution.results:LogitLens",
     "Maximization": "microtome.attribution.maximization_results:Maximization",
+    "NeuronEffects": "microtome.attribution.neurons:NeuronEffects",
     "PixelMaximization": "microtome.attribution.maximization_results:PixelMaximization",
     "TokenOptimization": "microtome.attribution.maximization_results:TokenOptimization",
     "Unit": "microtome.attribution.units:Unit",
@@ -21,10 +22,12 @@ _NAMES = {
     "input_attribution": "microtome.attribution.inputs:input_attribution",
     "logit_lens": "microtome.attribution.lens:logit_lens",
     "maximize": "microtome.attribution.maximization:maximize",
+    "neuron_attribution": "microtome.attribution.neurons:neuron_attribution",
     "optimize_pixels": "microtome.attribution.pixels:optimize_pixels",
     "optimize_tokens": "microtome.attribution.evolution:optimize_tokens",
     "search_corpus": "microtome.attribution.corpus:search_corpus",
     "support_at_both_ends": "microtome.attribution.patching:support_at_both_ends",
+    "top_neurons": "microtome.attribution.neurons:top_neurons",
     "unit": "microtome.attribution.units:unit",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from microtome.attribution.results import ComponentScores
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
 from microtome.core.provenance import collect
-from microtome.errors import ConfigError, MetricError
+from microtome.errors import ConfigError, MetricError, PairError
 from microtome.tracing.components import component_names
+from microtome.tracing.narrowing import last_mlp_narrow
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from microtome.tracing.gradients import Gradients
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
+
+Split = Literal["role", "position"]
+"""How effects are also kept apart."""
 
 MEANING = (
     "Estimated change of the metric when the component's value in the {base} run is replaced by "
@@ -35,7 +39,7 @@ def attribution_patching(
     *,
     metric: str | Metric = "logit_difference",
     base: Literal["clean", "corrupt"] = "clean",
-    by_role: bool = False,
+    split: Split | None = None,
     steps: int = 1,
     batch_size: int = 64,
 ) -> ComponentScores:
@@ -49,14 +53,16 @@ def attribution_patching(
         examples: Examples prepared for it.
         metric: A metric that reads the prompt's end.
         base: The run that is patched; the other one is the source.
-        by_role: Also keep the sums over each role's positions and over the rest.
+        split: Also keep the effect by ``position`` (for examples of one length), or summed over
+            each ``role`` and over the rest.
         steps: With more than 1, the gradient is averaged over as many midpoints of the straight
             line between the token embeddings of both runs (integrated gradients; Hanna et al.,
             2024), which saturation misleads less.
         batch_size: Examples per pass; it does not change the values beyond rounding.
 
     Raises:
-        ConfigError: If ``steps`` is not positive.
+        ConfigError: If ``steps`` is not positive, or there is no such split.
+        PairError: If positions are asked for and the examples differ in length.
         MetricError: If the metric needs several rows for an example.
         ModelSupportError: If the model is not a transformer.
     """
@@ -64,23 +70,27 @@ def attribution_patching(
         raise ConfigError(f"steps={steps}; expected at least 1.")
     chosen = single_row(metric, "Attribution patching")
     names = component_names(model)
-    roles = _roles(examples) if by_role else ()
+    parts = _parts(examples, split)
     values = np.zeros((len(examples), len(names)))
-    split = np.zeros((len(examples), len(names), len(roles)))
+    divided = np.zeros((len(examples), len(names), len(parts)))
     for places in batches(examples, batch_size, model=model):
         chunk = examples.take(places)
         here, there = (
             (chunk.clean, chunk.corrupt) if base == "clean" else (chunk.corrupt, chunk.clean)
         )
         sites = _sites(model)
-        slopes = _slopes(model, chosen, chunk, sites, here)
-        if steps > 1:
-            slopes = _integrated(model, chosen, chunk, slopes, here, there, steps)
-        other = model.trace(there, capture=sites, logits=None)
+        with last_mlp_narrow(model, [len(tokens) for tokens in here]):
+            slopes = slopes_of(model, chosen, chunk, sites, here)
+            if steps > 1:
+                slopes = integrated(model, chosen, chunk, slopes, here, there, steps)
+            other = model.trace(there, capture=sites, logits=None)
         effects = _effects(model, slopes, other.value)
         values[places] = effects.sum(2).numpy()
-        for number, role in enumerate(roles):
-            split[places, :, number] = (
+        if split == "position":
+            divided[places] = effects.numpy()
+            continue
+        for number, role in enumerate(parts):
+            divided[places, :, number] = (
                 (effects * _mask(chunk, role, effects.shape[2]).unsqueeze(1)).sum(2).numpy()
             )
     return ComponentScores(
@@ -89,8 +99,8 @@ def attribution_patching(
         method="attribution patching" if steps == 1 else f"integrated gradients, {steps} steps",
         metric=chosen.name,
         meaning=MEANING.format(base=base, other="corrupt" if base == "clean" else "clean"),
-        by_role=split if roles else None,
-        roles=roles,
+        by_part=divided if parts else None,
+        parts=parts,
         provenance=collect(
             model,
             {"method": "attribution patching", "base": base, "steps": steps, "metric": chosen.name},
@@ -125,15 +135,16 @@ def support_at_both_ends(
     sites = _sites(model)
     for places in batches(examples, 64, model=model):
         chunk = examples.take(places)
-        clean = _slopes(model, chosen, chunk, sites, chunk.clean)
-        corrupt = _slopes(model, chosen, chunk, sites, chunk.corrupt)
+        with last_mlp_narrow(model, [len(tokens) for tokens in chunk.clean]):
+            clean = slopes_of(model, chosen, chunk, sites, chunk.clean)
+            corrupt = slopes_of(model, chosen, chunk, sites, chunk.corrupt)
         out = _effects(model, clean, corrupt.value).sum(2)
         into = _effects(model, corrupt, clean.value).sum(2)
         values[places] = ((into - out) / 2).numpy()
     return values
 
 
-def _slopes(
+def slopes_of(
     model: Model,
     chosen: LastTokenMetric,
     chunk: Examples,
@@ -141,6 +152,7 @@ def _slopes(
     prompts: Sequence[tuple[int, ...]],
     changes: Sequence[Intervention] = (),
 ) -> Gradients:
+    """Return the metric's gradients at sites of a run."""
     return model.gradients(
         lambda logits, lengths: chosen(logits, lengths, chunk),
         list(sites),
@@ -150,7 +162,7 @@ def _slopes(
     )
 
 
-def _integrated(
+def integrated(
     model: Model,
     chosen: LastTokenMetric,
     chunk: Examples,
@@ -166,7 +178,7 @@ def _integrated(
     for step in range(steps):
         share = (step + 0.5) / steps
         change = at(embedding).add(share * (end - start))
-        found = _slopes(model, chosen, chunk, base.sites, here, [change])
+        found = slopes_of(model, chosen, chunk, base.sites, here, [change])
         for site in total:
             total[site] += found.slopes[site] / steps
     return replace(base, slopes=total)
@@ -208,8 +220,25 @@ def _effects(model: Model, slopes: Gradients, other: Callable[[str], torch.Tenso
     return torch.stack(rows, 1).detach().cpu()
 
 
-def _roles(examples: Examples) -> tuple[str, ...]:
-    """Return the roles that every example has, in order."""
+def _parts(examples: Examples, split: Split | None) -> tuple[str, ...]:
+    """Return the positions, or the roles that every example has, in order.
+
+    Raises:
+        ConfigError: If there is no such split.
+        PairError: If positions are asked for and the examples differ in length.
+    """
+    if split is None:
+        return ()
+    if split not in get_args(Split):
+        raise ConfigError(f"split={split!r}; expected one of {', '.join(get_args(Split))}.")
+    if split == "position":
+        lengths = sorted({len(e.clean) for e in examples})
+        if len(lengths) > 1:
+            raise PairError(
+                f"The examples have {lengths[0]} to {lengths[-1]} tokens, so a position means "
+                "different things in them. Take split='role', or examples of one length."
+            )
+        return tuple(map(str, range(lengths[0])))
     common = [r for r in examples[0].roles if all(r in e.roles for e in examples)]
     return (*common, "rest")
 

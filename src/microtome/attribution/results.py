@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ComponentScores(Result):
+class ComponentScores(Result, version=2):
     """A number for every head and MLP, per example.
 
     Attributes:
@@ -24,8 +24,8 @@ class ComponentScores(Result):
         method: How they were computed.
         metric: Name of the metric they are about.
         meaning: What a value says, in one sentence.
-        by_role: ``[example, component, role]``, or None.
-        roles: Names of the roles.
+        by_part: ``[example, component, part]``, or None.
+        parts: Names of roles, or numbers of positions, that the effect is kept apart by.
         provenance: Model, seed, versions.
     """
 
@@ -34,8 +34,8 @@ class ComponentScores(Result):
     method: str
     metric: str
     meaning: str
-    by_role: np.ndarray | None = None
-    roles: tuple[str, ...] = ()
+    by_part: np.ndarray | None = None
+    parts: tuple[str, ...] = ()
     provenance: Provenance | None = None
 
     @property

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microtome.circuits.nodes import check_nodes, layer_of, masks
+from microtome.circuits.nodes import check_nodes, masks
 from microtome.circuits.references import ABLATIONS, Ablation
 from microtome.circuits.running import CircuitRunner, Group
-from microtome.tracing.components import component_names
+from microtome.tracing.components import component_names, layer_of
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import torch
 
 from microtome.attribution import direct_logit_attribution
 from microtome.behaviors.metrics import LastTokenMetric, metric
-from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.results import Circuit
 from microtome.errors import MetricError, ModelSupportError
+from microtome.tracing.components import head_of, layer_of
 from microtome.tracing.sites import Site, at
 
 if TYPE_CHECKING:

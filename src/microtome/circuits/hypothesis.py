@@ -35,9 +35,9 @@ from pathlib import Path
 from typing import Any
 
 from microtome.circuits.expressions import FIELDS, FUNCTIONS, Expression, Value, parse
-from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.situations import Situation
 from microtome.errors import DataError, FormatError, UnknownNameError, nearest
+from microtome.tracing.components import head_of, layer_of
 
 TOKENS = "tokens"
 """What a claim names in ``reads`` to read the embedding of the prompt."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from microtome.circuits.graph import EMBED, LOGITS, port_of, split_edge
-from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.results import Circuit
+from microtome.tracing.components import head_of, layer_of
 
 _LAYER = re.compile(r"[am](\d+)")
 

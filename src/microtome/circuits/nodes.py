@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from microtome.errors import UnknownNameError, nearest
 from microtome.models.anatomy import Anatomy
-
-_HEAD = re.compile(r"a(\d+)\.h(\d+)")
-
-
-def layer_of(node: str) -> int:
-    """Return the block of a node."""
-    match = _HEAD.fullmatch(node)
-    return int(match.group(1)) if match else int(node[1:])
-
-
-def head_of(node: str) -> int | None:
-    """Return the head of a node, None for an MLP."""
-    match = _HEAD.fullmatch(node)
-    return int(match.group(2)) if match else None
 
 
 def check_nodes(nodes: Iterable[str], universe: Sequence[str]) -> frozenset[str]:

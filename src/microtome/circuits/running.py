@@ -20,8 +20,9 @@ from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, Metric, metric
 from microtome.circuits.references import ROWS, Ablation, References
 from microtome.errors import MetricError
+from microtome.sweeps.rules import restart_reason
 from microtome.tracing.replay import BaseRun, Entry, wave
-from microtome.tracing.suffix import shared_state, suffix_facts
+from microtome.tracing.suffix import suffix_facts
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Example, Examples
@@ -235,10 +236,7 @@ class CircuitRunner(ABC, Generic[Cut]):
 
 def _restart_reason(model: Model) -> str:
     """Return why passes over some parts cannot start where the first of them lies."""
-    anatomy = model.anatomy
-    if anatomy is None or not anatomy.tail.exact:
-        return "the logits cannot be read off the last stream"
-    return shared_state(model) or suffix_facts(model).reason
+    return restart_reason(model) or suffix_facts(model).reason
 
 
 def _first_difference(example: Example) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from microtome.circuits.hypothesis import TOKENS, Claim, Hypothesis
-from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.situations import groups, situations
 from microtome.errors import DataError, MetricError, nearest
+from microtome.tracing.components import head_of, layer_of
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from microtome.cli.options import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from microtome.behaviors.examples import Examples
+    from microtome.tracing.model import Model
 
 Prompt = Annotated[str, typer.Argument(help="The prompt.", show_default=False)]
 
@@ -122,7 +123,7 @@ def attribute(
         str, typer.Argument(help="The name of a behavior or a file.", show_default=False)
     ],
     method: Annotated[
-        str, typer.Option(help="patching, direct, attribution or exact.")
+        str, typer.Option(help="patching, direct, attribution, exact or neurons.")
     ] = "patching",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     n: Annotated[int, typer.Option(help="Items of a generated behavior.", min=20)] = 200,
@@ -136,7 +137,8 @@ def attribute(
     """Attribute a behavior to heads and MLPs.
 
     patching: first-order estimate of patching each; direct: what each writes to the answer;
-    attribution and exact: support as dissect computes it.
+    attribution and exact: support as dissect computes it; neurons: all neurons ranked by a
+    first-order estimate, the first --top of them patched exactly.
 
     Example: microtome attribute python-code quote-closing --method direct
     """
@@ -150,6 +152,9 @@ def attribute(
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)
     examples = task.prepare(opened).split(split)
+    if method == "neurons":
+        _neurons(opened, examples, top, seed, as_json)
+        return
     frame, meaning = _attributed(opened, examples, method)
     frame = frame.reindex(frame["mean"].abs().sort_values(ascending=False).index)
     if as_json:
@@ -170,7 +175,47 @@ def attribute(
     say(f"{meaning} n = {len(examples)}.")
 
 
-_METHODS = ("patching", "direct", "attribution", "exact")
+_METHODS = ("patching", "direct", "attribution", "exact", "neurons")
+
+
+def _neurons(opened: Model, examples: Examples, top: int, seed: int, as_json: bool) -> None:
+    from microtome.attribution import top_neurons
+    from microtome.cli.bars import Bars
+
+    with Bars() as bars:
+        found = top_neurons(opened, examples, top=top, seed=seed, progress=bars)
+    rows = found.to_frame().to_dict("records")
+    if as_json:
+        print_json(
+            {
+                "method": found.method,
+                "considered": found.considered,
+                "agreement": found.agreement,
+                "neurons": rows,
+                "certificate": dict(found.certificate),
+                "n": len(examples),
+            }
+        )
+        return
+    print_table(
+        ["block", "neuron", "estimated", "exact effect", "95 % interval"],
+        [
+            [
+                str(r["layer"]),
+                str(r["neuron"]),
+                f"{r['estimated']:.4f}",
+                f"{r['effect']:.4f}",
+                f"{r['low']:.4f} to {r['high']:.4f}",
+            ]
+            for r in rows
+        ],
+        right=(0, 1, 2, 3),
+        title="share of the way from the clean to the corrupt run when one neuron is patched",
+    )
+    say(
+        f"{len(rows)} of {found.considered} neurons, the strongest by {found.method}; estimate and "
+        f"exact effect correlate by {found.agreement:.3f}. n = {len(examples)}."
+    )
 
 
 def _attributed(opened: Any, examples: Any, method: str) -> tuple[Any, str]:

@@ -53,6 +53,13 @@ def sweep(
         str | None, typer.Option(help="Rules of the planner to leave out, as in fast,suffix.")
     ] = None,
     memory: Annotated[float, typer.Option(help="Megabytes for the activations.")] = 512.0,
+    pairs: Annotated[
+        str | None,
+        typer.Option(help="Patch two parts at once instead: a0.h1,m2,... or all."),
+    ] = None,
+    certify: Annotated[
+        int | None, typer.Option(help="Runs that are repeated the naive way.", min=1)
+    ] = None,
     n: Annotated[int, typer.Option(help="Items of a generated behavior.", min=20)] = 60,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print the plan and its cost, and run nothing.")
@@ -76,6 +83,12 @@ def sweep(
     from microtome.sweeps import plan
 
     task = _task(behavior, clean, corrupt, answer, wrong, n, seed)
+    if pairs is not None:
+        from microtome.cli.pairs import print_pairs
+
+        opened = open_model(model, device, dtype, threads)
+        print_pairs(opened, task, pairs, base, metric, resume, out, seed, as_json)
+        return
     chosen = over or ("role" if clean is None and site.split(".", 2)[-1] in STREAMS else None)
     options = {
         "over": chosen,
@@ -86,6 +99,7 @@ def sweep(
         "rules": _rules(without),
         "memory_mb": memory,
         "seed": seed,
+        "certify": certify,
     }
     planned = plan(open_model(model, device, dtype, threads), task, site, **options)
     if explain:

@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 
 from microtome.attribution import ComponentScores
-from microtome.circuits.nodes import head_of, layer_of
 from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdict
 from microtome.circuits.verdict import SUFFICIENT
 from microtome.core.stats import Interval
 from microtome.dissection.results import Located, Operation, Proof, Reduction, TokenEffects
+from microtome.tracing.components import head_of, layer_of
 from microtome.views import (
     CircuitDiagram,
     Control,

@@ -205,3 +205,9 @@ def cache_length(cache: Any) -> int:
         return 0
     length = getattr(cache, "get_seq_length", None)
     return int(length()) if callable(length) else 0
+
+
+def is_encoder_decoder(module: nn.Module) -> bool:
+    """Return whether a module is a transformers model of an encoder and a decoder."""
+    both = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+    return isinstance(module, PreTrainedModel) and both and module.get_encoder() is not module

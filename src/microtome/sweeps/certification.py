@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from microtome.sweeps.plans import Plan
 
 FEWEST, MOST = 3, 32
-"""Runs that are repeated: one in a hundred within these bounds."""
+"""Runs that are repeated unless a number is asked for: one in a hundred within these bounds."""
 
 SHARE, SMALLEST_RANGE = 1e-5, 1e-3
 """Share of the metric's range that rounding may move in float32, and the range taken at least."""
@@ -58,7 +58,7 @@ class Certifier:
             pairs = zip(cells.tolist(), local.tolist(), strict=True)
             slow = np.array([naive(self.plan, group, cell, row) for cell, row in pairs])
             off = float(np.abs(values[rows, cells] - slow).max())
-            if not off <= _allowed(self.plan.model.dtype, values):
+            if not off <= allowed(self.plan.model.dtype, values):
                 together = batched(self.plan, group, *_twice(cells, local))[: len(cells)]
                 self.spread = max(self.spread, float(np.abs(together - slow).max()))
             self.difference = max(self.difference, off)
@@ -68,7 +68,9 @@ class Certifier:
     def _drawn(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         """Return cells and rows of a group to repeat: its share of the sample."""
         runs = len(self.plan.lines) * len(self.plan.cells)
-        share = max(FEWEST, min(MOST, runs // 100)) * group.moved.size / runs
+        asked = self.plan.certify
+        wanted = max(FEWEST, min(MOST, runs // 100)) if asked is None else asked
+        share = wanted * group.moved.size / runs
         random = rng(self.plan.seed, "certificate", self.plan.site, str(group.places[0]))
         count = int(share) + int(random.random() < share - int(share))
         found = []
@@ -92,7 +94,7 @@ class Certifier:
             values: The sweep's values ``[row, cell]``.
             seconds: How long it took, this included.
         """
-        tolerance = max(_allowed(self.plan.model.dtype, values), 4 * self.spread)
+        tolerance = max(allowed(self.plan.model.dtype, values), 4 * self.spread)
         return {
             "difference": self.difference,
             "tolerance": tolerance,
@@ -111,7 +113,7 @@ def _twice(cells: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return (cells, rows) if len(cells) > 1 else (np.tile(cells, 2), np.tile(rows, 2))
 
 
-def _allowed(dtype: torch.dtype, values: np.ndarray) -> float:
+def allowed(dtype: torch.dtype, values: np.ndarray) -> float:
     """Return what rounding may move: a share of the metric's range, nothing in short types."""
     known = values[~np.isnan(values)]
     if dtype not in (torch.float32, torch.float64) or not known.size:

@@ -50,7 +50,7 @@ def parts_of(plan: Plan, group: Group, wave: Wave) -> list[Part]:
 
 
 def _stream(plan: Plan, group: Group, wave: Wave, layer: int, runs: np.ndarray) -> torch.Tensor:
-    base, first = _base(group), wave.first
+    base, first, entry = _base(group), wave.first, int(wave.entries[runs[0]])
     rows = torch.as_tensor(wave.rows[runs])
     cells = [plan.cells[c] for c in wave.cells[runs]]
     mode = group.modes[layer]
@@ -59,8 +59,12 @@ def _stream(plan: Plan, group: Group, wave: Wave, layer: int, runs: np.ndarray) 
     where = selection(group, cells, rows)[:, first:]
     if mode == "half":
         mid = group.mids[layer][rows, first:]
-        return half(plan.model, layer, _changed(plan, group, layer, cells, rows, where, first, mid))
-    entry = int(wave.entries[runs[0]])
+        mid = _changed(plan, group, layer, cells, rows, where, first, mid)
+        if entry < group.layers:
+            return half(plan.model, layer, mid)
+        reads = torch.tensor(group.rows[0].reads, device=mid.device) - first
+        mid[:, reads] = half(plan.model, layer, mid[:, reads])
+        return mid
     stream = base.streams[entry][rows, first:]
     return _changed(plan, group, layer, cells, rows, where, first, stream)
 

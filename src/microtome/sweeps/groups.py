@@ -14,7 +14,8 @@ from torch import nn
 from microtome.behaviors.examples import Examples
 from microtome.models.probe import first_tensor
 from microtome.sweeps.cells import GROUPED, WHOLE, Cell, canonical, mask_of, read_at
-from microtome.sweeps.rows import Reader, Row, row_values
+from microtome.sweeps.recording import both_runs
+from microtome.sweeps.rows import Reader, Row
 from microtome.tracing.replay import BaseRun
 
 if TYPE_CHECKING:
@@ -91,19 +92,22 @@ def group_of(plan: Plan, places: Sequence[int]) -> Group:
     names = {layer: f"blocks.{layer}.{read_at(site)}" for layer in layers}
     modes = {layer: _mode(plan, layer) for layer in layers}
     halves = [f"blocks.{layer}.resid_mid" for layer, mode in modes.items() if mode == "half"]
-    base, seen, logits = _recorded(plan, rows, list(dict.fromkeys([*names.values(), *halves])))
-    old = {layer: _canonical(plan, seen[name], layer) for layer, name in names.items()}
-    new, other = _new(plan, rows, names, old)
+    ran = both_runs(plan, rows, tuple(names.values()), halves)
+    old = {layer: _canonical(plan, ran.here[name], layer) for layer, name in names.items()}
+    new = {layer: _canonical(plan, ran.there[n], layer) for layer, n in names.items() if ran.there}
+    if plan.operation == "mean":
+        means = {layer: _canonical(plan, plan.means[layer], layer) for layer in names}
+        new = {layer: mean.expand_as(old[layer]) for layer, mean in means.items()}
     mids = {}
     for layer, mode in modes.items():
-        if mode == "half" and base is not None:
-            mids[layer] = seen[f"blocks.{layer}.resid_mid"]
-            if not _half_is_exact(model, layer, mids[layer], base):
+        if mode == "half" and ran.base is not None:
+            mids[layer] = ran.here[f"blocks.{layer}.resid_mid"]
+            if not _half_is_exact(model, layer, mids[layer], ran.base):
                 modes[layer] = "inside"
     found = Group(
         places=list(places),
         rows=rows,
-        base=base,
+        base=ran.base,
         new=new,
         old=old,
         mids=mids,
@@ -112,53 +116,10 @@ def group_of(plan: Plan, places: Sequence[int]) -> Group:
         layers=0 if model.anatomy is None else model.anatomy.n_layers,
         firsts=np.zeros(0),
         moved=np.zeros(0),
-        ends=np.stack([_values(plan, rows, logits), _values(plan, rows, other)]),
+        ends=ran.ends,
     )
     firsts, moved = _reach(plan, found)
     return replace(found, firsts=firsts, moved=moved)
-
-
-def _recorded(
-    plan: Plan, rows: Sequence[Row], captures: Sequence[str]
-) -> tuple[BaseRun | None, dict[str, torch.Tensor], torch.Tensor | None]:
-    """Run the rows unchanged; return the run, captured values, and logits at the reads."""
-    tokens = [row.base for row in rows]
-    kept: Literal["all", "last"] = "last" if len(rows[0].reads) == 1 else "all"
-    if "restart" not in plan.rules:
-        trace = plan.model.trace(tokens, capture=captures, logits=kept)
-        return None, {name: trace.value(name) for name in captures}, _at_reads(rows, trace.logits)
-    keys = "suffix" in plan.rules
-    base = plan.model.record(tokens, keys=keys, capture=captures, logits=kept)
-    return base, dict(base.captured), _at_reads(rows, base.logits)
-
-
-def _at_reads(rows: Sequence[Row], logits: torch.Tensor | None) -> torch.Tensor | None:
-    if logits is None or logits.shape[1] == 1:
-        return logits
-    return logits[:, list(rows[0].reads)]
-
-
-def _values(plan: Plan, rows: Sequence[Row], logits: torch.Tensor | None) -> np.ndarray:
-    if logits is None:
-        return np.full(len(rows), np.nan)
-    found: np.ndarray = row_values(plan.metric, logits, rows).detach().float().cpu().numpy()
-    return found
-
-
-def _new(
-    plan: Plan, rows: Sequence[Row], names: dict[int, str], old: dict[int, torch.Tensor]
-) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
-    """Return the value that is put in by layer, and the other run's logits at the reads."""
-    if plan.operation == "zero":
-        return {}, None
-    if plan.operation == "mean":
-        means = {layer: _canonical(plan, plan.means[layer], layer) for layer in names}
-        return {layer: mean.expand_as(old[layer]) for layer, mean in means.items()}, None
-    kept: Literal["all", "last"] = "last" if len(rows[0].reads) == 1 else "all"
-    tokens = [row.source for row in rows]
-    trace = plan.model.trace(tokens, capture=list(names.values()), logits=kept)
-    found = {layer: _canonical(plan, trace.value(n), layer) for layer, n in names.items()}
-    return found, _at_reads(rows, trace.logits)
 
 
 def _canonical(plan: Plan, value: torch.Tensor, layer: int) -> torch.Tensor:
@@ -230,7 +191,7 @@ def _half_is_exact(model: Model, layer: int, mid: torch.Tensor, base: BaseRun) -
     known = _halves.setdefault(model.module, {})
     if layer not in known:
         try:
-            known[layer] = same_stream(half(model, layer, mid), base.streams[layer + 1])
+            known[layer] = same_stream(half(model, layer, mid), base.streams[layer + 1][: len(mid)])
         except Exception:
             # a module that cannot be called alone is run with its block
             known[layer] = False

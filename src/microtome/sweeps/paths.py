@@ -201,7 +201,7 @@ class _Part:
             ]
         )
         reader = Reader.of(model, metric, rows, narrow=True)
-        first = min(_first_difference(r) for r in rows) if keys else 0
+        first = min(r.first_difference for r in rows) if keys else 0
         return _Part(model, rows, sites, recorded, other, reader, first, ends)
 
     def run(self, senders: Sequence[str]) -> np.ndarray:
@@ -321,9 +321,3 @@ def _order(name: str) -> tuple[int, int]:
     if name[:1] not in ("a", "m") or not layer.isdigit():
         raise SweepError(f"{name!r} is no head or MLP; expected a name such as a0.h3 or m2.")
     return int(layer), int(name[0] == "m")
-
-
-def _first_difference(row: Row) -> int:
-    """Return the first position at which the two runs differ, the last one at most."""
-    pairs = enumerate(zip(row.base, row.source, strict=True))
-    return next((i for i, (a, b) in pairs if a != b), len(row.base) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from microtome.behaviors.behavior import Behavior
@@ -41,6 +41,9 @@ PER_GROUP = 32
 
 Over = Literal["pos", "role", "head", "neuron", "all"]
 
+Neurons = Sequence[int] | Mapping[int, Sequence[int]]
+"""Neurons of every block, or by block."""
+
 
 def plan(
     model: Model,
@@ -51,10 +54,11 @@ def plan(
     base: Literal["clean", "corrupt"] = "corrupt",
     operation: Operation = "patch",
     metric: str | Metric = "logit_difference",
-    neurons: Sequence[int] | None = None,
+    neurons: Neurons | None = None,
     rules: Sequence[Rule] | None = None,
     memory_mb: float = 512.0,
     seed: int = 0,
+    certify: int | None = None,
 ) -> Plan:
     """Plan a sweep: one intervention for each layer and position, role, head or neuron.
 
@@ -69,10 +73,11 @@ def plan(
         base: The run that is changed; a patch comes from the other run.
         operation: ``patch``, ``zero`` or ``mean`` (over the other run's positions).
         metric: A metric of the prompt's end, or ``sequence_log_probability``.
-        neurons: Which neurons, for ``mlp.act``.
+        neurons: Which neurons, for ``mlp.act``: of every block, or by block.
         rules: Rules that may be used, all by default; ``()`` runs one pass for each run.
         memory_mb: Budget for the activations of one batch.
         seed: For the certificate's sample.
+        certify: How many runs are repeated the naive way; one in a hundred, 3 to 32, if None.
 
     Returns:
         The plan: ``cost()``, ``explain()``, ``execute()``.
@@ -91,11 +96,13 @@ def plan(
         raise SweepError(f"{chosen.name!r} cannot be swept{nearest(chosen.name, SWEPT)}.")
     if operation not in ("patch", "zero", "mean"):
         raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
+    if certify is not None and certify < 1:
+        raise ConfigError(f"certify={certify}; expected at least one run.")
     axis: Over = over or (
         "head" if chosen.name in HEADS else "neuron" if chosen.name == "mlp.act" else "pos"
     )
     columns = _columns(anatomy, chosen, axis, examples, neurons)
-    cells = _cells(model, chosen, axis, columns)
+    cells = _cells(model, chosen, axis, columns, neurons if isinstance(neurons, Mapping) else None)
     measured = _metric(metric)
     used, declined = choose(model, measured, rules)
     lines = rows_of(measured, examples, base)
@@ -116,6 +123,7 @@ def plan(
         per_group=PER_GROUP,
         means=_means(model, examples, chosen.name, cells, base) if operation == "mean" else {},
         seed=seed,
+        certify=certify,
     )
 
 
@@ -128,16 +136,17 @@ def sweep(
     base: Literal["clean", "corrupt"] = "corrupt",
     operation: Operation = "patch",
     metric: str | Metric = "logit_difference",
-    neurons: Sequence[int] | None = None,
+    neurons: Neurons | None = None,
     rules: Sequence[Rule] | None = None,
     memory_mb: float = 512.0,
     seed: int = 0,
+    certify: int | None = None,
     progress: Progress = quiet,
 ) -> Sweep:
     """Plan a sweep and execute it; see :func:`plan` for the arguments."""
     planned = plan(
         model, behavior, site, over=over, base=base, operation=operation, metric=metric,
-        neurons=neurons, rules=rules, memory_mb=memory_mb, seed=seed,
+        neurons=neurons, rules=rules, memory_mb=memory_mb, seed=seed, certify=certify,
     )  # fmt: skip
     return planned.execute(progress)
 
@@ -160,7 +169,7 @@ def _metric(name: str | Metric) -> SweepMetric:
 
 
 def _columns(
-    anatomy: Anatomy, site: Site, axis: Over, examples: Examples, neurons: Sequence[int] | None
+    anatomy: Anatomy, site: Site, axis: Over, examples: Examples, neurons: Neurons | None
 ) -> tuple[int | str, ...]:
     if axis == "head":
         count = anatomy.n_kv_heads if site.name in GROUPED else anatomy.n_heads
@@ -171,7 +180,9 @@ def _columns(
             raise SweepError(
                 "A sweep over neurons needs neurons=[...]: all of them would take too long."
             )
-        return resolve_index(tuple(neurons), anatomy.d_mlp, "neuron")
+        given = neurons.values() if isinstance(neurons, Mapping) else [neurons]
+        every = tuple(sorted({n for some in given for n in some}))
+        return resolve_index(every, anatomy.d_mlp, "neuron")
     if axis == "role":
         common = [r for r in examples[0].roles if all(r in e.roles for e in examples)]
         if not common:
@@ -190,16 +201,25 @@ def _columns(
 
 
 def _cells(
-    model: Model, site: Site, axis: Over, columns: tuple[int | str, ...]
+    model: Model,
+    site: Site,
+    axis: Over,
+    columns: tuple[int | str, ...],
+    neurons: Mapping[int, Sequence[int]] | None,
 ) -> tuple[Cell, ...]:
     layers = [
         layer
         for _, layer in model.catalog.resolve(Site(site.name, site.layer), write=True)
         if layer is not None
     ]
+    if neurons is not None and not set(neurons) <= set(layers):
+        wrong = sorted(set(neurons) - set(layers))[0]
+        raise SweepError(f"neurons= names block {wrong}; {site} is there in {layers}.")
     cells = []
     for layer in layers:
         for column in columns:
+            if neurons is not None and column not in neurons.get(layer, ()):
+                continue
             unit = int(column) if axis in ("head", "neuron") else WHOLE
             place = column if axis in ("pos", "role") else None
             cells.append(Cell(layer, unit, place))

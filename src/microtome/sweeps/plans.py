@@ -53,6 +53,7 @@ class Plan:
         per_group: Rows that are recorded together at most.
         means: For ``mean``, the other run's mean at each layer over all examples and positions.
         seed: For the certificate's sample.
+        certify: How many runs are repeated the naive way; one in a hundred, 3 to 32, if None.
     """
 
     model: Model
@@ -71,6 +72,7 @@ class Plan:
     per_group: int
     means: Mapping[int, torch.Tensor]
     seed: int = 0
+    certify: int | None = None
 
     def with_rules(self, rules: tuple[Rule, ...]) -> Plan:
         """Return the same sweep by other rules."""

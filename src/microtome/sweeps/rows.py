@@ -41,6 +41,12 @@ class Row:
     tokens: tuple[int, ...]
     reads: tuple[int, ...]
 
+    @property
+    def first_difference(self) -> int:
+        """The first position at which the two runs differ, the last one at most."""
+        pairs = enumerate(zip(self.base, self.source, strict=True))
+        return next((i for i, (a, b) in pairs if a != b), len(self.base) - 1)
+
 
 def rows_of(
     metric: SweepMetric, examples: Examples, base: Literal["clean", "corrupt"]

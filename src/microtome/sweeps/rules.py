@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from microtome.errors import ConfigError, nearest
 from microtome.sweeps.rows import SweepMetric, narrow_reason
-from microtome.tracing.suffix import shared_state, suffix_facts
+from microtome.tracing.arguments import shared_state
+from microtome.tracing.suffix import suffix_facts
 
 if TYPE_CHECKING:
-    from microtome.models.anatomy import Anatomy
     from microtome.tracing.model import Model
 
 Rule = Literal["batch", "known", "restart", "wavefront", "suffix", "low", "narrow", "fast"]
@@ -80,7 +80,7 @@ def _reason(model: Model, metric: SweepMetric, rule: Rule) -> str:
     if anatomy is None:
         return "the module is not a transformer"
     if rule == "restart":
-        return _restart_reason(anatomy) or shared_state(model)
+        return restart_reason(model)
     if rule == "suffix":
         return suffix_facts(model).reason
     if rule == "narrow":
@@ -92,10 +92,14 @@ def _reason(model: Model, metric: SweepMetric, rule: Rule) -> str:
     return ""
 
 
-def _restart_reason(anatomy: Anatomy) -> str:
+def restart_reason(model: Model) -> str:
+    """Return why passes cannot start at a later block; empty where they can."""
+    anatomy = model.anatomy
+    if anatomy is None:
+        return "the module is not a transformer"
     odd = next((b.reasons["*"] for b in anatomy.blocks if "*" in b.reasons), "")
     if odd:
         return odd
     if not anatomy.tail.exact:
         return f"the logits cannot be read off the last stream: {anatomy.tail.reason}"
-    return ""
+    return shared_state(model)

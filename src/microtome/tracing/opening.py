@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from microtome.errors import ModelSupportError
+from microtome.models import hf
 from microtome.models.discovery import discover
 from microtome.models.loading import open_module
 from microtome.models.precision import in_float32
@@ -49,6 +50,11 @@ def load(
         True
     """
     opened = open_module(source, tokenizer=tokenizer, device=device, dtype=dtype)
+    if hf.is_encoder_decoder(opened.module):
+        raise ModelSupportError(
+            f"{opened.name} has an encoder and a decoder with cross-attention; microtome opens one "
+            "stack of blocks. Open its encoder alone, as in load(model.get_encoder())."
+        )
     try:
         with in_float32(opened.module):
             anatomy = discover(opened.module)

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from microtome.errors import ModelSupportError, ShapeError
-from microtome.models import hf
 from microtome.models.discovery import logits_of
 from microtome.models.probe import first_tensor
+from microtome.tracing.arguments import Rows, argument_facts, cut, for_rows
 from microtome.tracing.call import Call
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.forward import forward_arguments
@@ -32,7 +32,6 @@ from microtome.tracing.suffix import (
     Keys,
     SuffixFacts,
     cache_name,
-    cut,
     suffix_facts,
     with_mask,
 )
@@ -253,6 +252,7 @@ def wave(
                 f"The stream has shape {tuple(entry.stream.shape)}; expected {expected}."
             )
     cutting = _cutting(model, base, first, facts)
+    counts = argument_facts(model).rows
     wanted = tuple(interventions)
     instrument = Instrument(model.module, model.catalog, interventions=wanted) if wanted else None
     stream = base.streams[0][:0, first:]
@@ -275,7 +275,7 @@ def wave(
                 call = Call(_positions(lengths, width, first), passed=passed)
                 instrument.serve(call)
             block = model.module.get_submodule(anatomy.blocks[number].path)
-            stream = _run_block(block, stream, base, number, rows, anatomy.n_heads, cutting)
+            stream = _run_block(block, stream, base, number, rows, counts[number], cutting)
     if instrument is not None and call is not None:
         instrument.check(call)
     return stream
@@ -313,10 +313,9 @@ def _run_block(
     base: BaseRun,
     number: int,
     rows: torch.Tensor,
-    heads: int,
+    counts: Mapping[str, Rows],
     cutting: _Cutting | None,
 ) -> torch.Tensor:
-    batch = base.tokens.shape[0]
     named = base.arguments[number]
     cache = None
     if cutting is not None:
@@ -325,7 +324,7 @@ def _run_block(
         named = {
             k: cut(v, k, axes, cutting.first) if v is named.get(k) else v for k, v in masked.items()
         }
-    named = {k: _for_rows(v, rows, batch, batch * heads) for k, v in named.items()}
+    named = {k: for_rows(v, k, counts, base, rows) for k, v in named.items()}
     if cutting is not None:
         cache = KeptKeys(base.keys or {}, cutting.first, rows)
         named[cache_name(block, named)] = cache
@@ -338,28 +337,6 @@ def _run_block(
         raise ModelSupportError(
             f"{type(block).__name__} asked the cache {cache.updates} times; expected once."
         )
-    return value
-
-
-def _for_rows(value: Any, rows: torch.Tensor, batch: int, flat: int) -> Any:
-    """Expand an argument that has one entry per row of the base run to the new rows.
-
-    A cache that the model made although none was asked for holds the base run's keys and is left
-    out.
-    """
-    if hf.is_cache(value):
-        return None
-    if isinstance(value, torch.Tensor) and value.ndim > 0:
-        if value.shape[0] == batch and batch > 1:
-            return value[rows.to(value.device)]
-        if value.shape[0] == flat and value.ndim == 3 and value.shape[1] == 1:
-            # ALiBi biases are flattened over batch and head
-            return value.unflatten(0, (batch, -1))[rows.to(value.device)].flatten(0, 1)
-        if value.shape[0] == 1 and value.ndim == 4:
-            return value.expand(len(rows), *value.shape[1:])
-        return value
-    if isinstance(value, tuple | list):
-        return type(value)(_for_rows(v, rows, batch, flat) for v in value)
     return value
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 
 from microtome.errors import ModelSupportError
 from microtome.models import hf
+from microtome.tracing.arguments import LONGEST, SHORTEST, argument_facts
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -92,41 +93,14 @@ class SuffixFacts:
         return not self.reason
 
 
-@dataclass
-class _Store:
-    facts: weakref.WeakKeyDictionary[nn.Module, SuffixFacts] = field(
-        default_factory=weakref.WeakKeyDictionary
-    )
-    shared: weakref.WeakKeyDictionary[nn.Module, str] = field(
-        default_factory=weakref.WeakKeyDictionary
-    )
-
-
-_store = _Store()
+_known: weakref.WeakKeyDictionary[nn.Module, SuffixFacts] = weakref.WeakKeyDictionary()
 
 
 def suffix_facts(model: Model) -> SuffixFacts:
     """Return whether the last positions can be replayed alone; measured once per module."""
-    known = _store.facts.get(model.module)
+    known = _known.get(model.module)
     if known is None:
-        known = _store.facts[model.module] = _found(model)
-    return known
-
-
-def shared_state(model: Model) -> str:
-    """Return why blocks cannot run apart from one another; empty where they can.
-
-    Blocks that hand a dictionary to one another (of keys that later blocks use again) need every
-    earlier block to have run on the same rows.
-    """
-    from microtome.tracing.replay import record
-
-    known = _store.shared.get(model.module)
-    if known is None:
-        base = record(model, [[0, 1, 2]])
-        names = {k for a in base.arguments for k, v in a.items() if hasattr(v, "keys") and len(v)}
-        known = f"its blocks share a dictionary, {', '.join(sorted(names))}" if names else ""
-        _store.shared[model.module] = known
+        known = _known[model.module] = _found(model)
     return known
 
 
@@ -136,8 +110,8 @@ def _found(model: Model) -> SuffixFacts:
         return SuffixFacts("the module is not a transformer")
     if not anatomy.causal:
         return SuffixFacts("later positions change earlier ones: the model is not causal")
-    longest = min(anatomy.context or 16, 16)
-    if longest < 6:
+    longest = min(anatomy.context or LONGEST, LONGEST)
+    if longest < SHORTEST:
         return SuffixFacts(f"the context of {longest} tokens is too short to find out")
     odd = next((b.reasons["*"] for b in anatomy.blocks if "*" in b.reasons), "")
     if odd:
@@ -159,16 +133,13 @@ def _measured(model: Model, longest: int) -> SuffixFacts:
     generator = torch.Generator().manual_seed(0)
     vocab = anatomy.vocab if anatomy is not None else 1
     ids = torch.randint(0, vocab, (2, longest), generator=generator)
-    base = record(model, ids, keys=True)
-    shorter = record(model, ids[:, :-2])
+    base = record(model, ids, keys=True, logits="last")
     attentions = sum(b.attention is not None for b in anatomy.blocks) if anatomy else 0
     if len(base.keys or {}) != attentions or attentions < layers:
         return SuffixFacts(
             f"only {len(base.keys or {})} of {layers} blocks keep keys and values in the cache"
         )
-    axes = tuple(
-        _axes(a, b, longest) for a, b in zip(base.arguments, shorter.arguments, strict=True)
-    )
+    axes = argument_facts(model).positions
     rows, first = torch.tensor([1, 0, 1]), longest // 2
     worst = 0.0
     for start in sorted({0, layers // 2}):
@@ -184,44 +155,6 @@ def _measured(model: Model, longest: int) -> SuffixFacts:
     if not worst <= bound:
         return SuffixFacts(f"a replayed suffix differs from the whole replay by {worst:.2g}")
     return SuffixFacts("", axes)
-
-
-def _axes(longer: Mapping[str, Any], shorter: Mapping[str, Any], length: int) -> dict[str, int]:
-    """Return the position axis of every argument of a block that has one."""
-    found: dict[str, int] = {}
-    for name, value in longer.items():
-        _axis(name, value, shorter.get(name), length, found)
-    return found
-
-
-def _axis(path: str, longer: Any, shorter: Any, length: int, found: dict[str, int]) -> None:
-    if isinstance(longer, tuple | list) and isinstance(shorter, tuple | list):
-        for number, (a, b) in enumerate(zip(longer, shorter, strict=False)):
-            _axis(f"{path}.{number}", a, b, length, found)
-    elif isinstance(longer, torch.Tensor) and isinstance(shorter, torch.Tensor):
-        if longer.ndim != shorter.ndim:
-            return
-        varying = [
-            i
-            for i, (a, b) in enumerate(zip(longer.shape, shorter.shape, strict=True))
-            if a == length and b == length - 2
-        ]
-        if len(varying) > 1 or (varying and varying[0] < longer.ndim - 1):
-            # the queries' axis of a mask, or the positions of a table of angles
-            found[path] = varying[0]
-        elif varying and not longer.is_floating_point() and int(longer.max()) > 1:
-            # position numbers; a last axis of another kind is that of the keys
-            found[path] = varying[0]
-
-
-def cut(value: Any, path: str, axes: Mapping[str, int], first: int) -> Any:
-    """Return an argument without the positions before ``first``."""
-    if isinstance(value, tuple | list):
-        return type(value)(cut(v, f"{path}.{n}", axes, first) for n, v in enumerate(value))
-    if isinstance(value, torch.Tensor) and path in axes:
-        axis = axes[path]
-        return value.narrow(axis, first, value.shape[axis] - first)
-    return value
 
 
 def cache_name(block: nn.Module, named: Mapping[str, Any]) -> str:
