@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from microtome.behaviors.check import check
 from microtome.circuits.ablation import ABLATIONS, Ablation
+from microtome.circuits.cutting import smallest_faithful
 from microtome.circuits.evaluation import (
     complete,
-    connected,
-    curve,
     evaluate,
     faithfulness_curve,
     item_closeness,
@@ -20,7 +19,6 @@ from microtome.circuits.evaluation import (
     universe_of,
 )
 from microtome.circuits.finding import METHODS, by_layer, find, sizes_up_to, top
-from microtome.circuits.graph import ComponentGraph
 from microtome.circuits.hypothesis_tests import second_opinion
 from microtome.circuits.judgment import Judgment, UnderAblation
 from microtome.circuits.knock_outs import completeness
@@ -102,7 +100,7 @@ def judge(
         model, splits, metric or behavior.metric, ablation, _own_finder(found, finder, ablation),
         faithfulness, nulls, seed, progress,
     )  # fmt: skip
-    level = _level(found)
+    level = level_of(found)
     if isinstance(found, Circuit):
         circuit, along = found, None
     else:
@@ -139,31 +137,11 @@ class _Case:
 
     def cut(self, order: tuple[str, ...], level: Level, found: object) -> Circuit:
         """Return the smallest circuit along a ranking that is faithful on validation."""
-        sizes = sizes_up_to(len(order))
-        measured = curve(
-            self.model, self.splits[1], order, sizes, level=level, ablation=self.ablation,
-            metric=self.metric, reference=self.splits[0], seed=self.seed,
+        return smallest_faithful(
+            self.model, self.splits[1], order, level=level, faithfulness=self.faithfulness,
+            ablation=self.ablation, metric=self.metric, reference=self.splits[0],
+            method=str(getattr(found, "method", "a ranking")), seed=self.seed,
         )  # fmt: skip
-        slack = 1 - self.faithfulness
-        size = next(
-            (
-                s
-                for s, f in zip(sizes, measured.faithfulness, strict=True)
-                if abs(1 - f.value) <= slack
-            ),
-            len(order),
-        )
-        universe = universe_of(self.model, level)
-        graph = ComponentGraph.of(self.model) if level == "edge" else None
-        parts = by_layer(connected(top(order, size), graph), universe)
-        return Circuit(
-            parts=parts,
-            universe=universe,
-            method=f"{getattr(found, 'method', 'a ranking')}, first {size}",
-            level=level,
-            model=self.model.fingerprint,
-            provenance=collect(self.model, {"faithfulness": self.faithfulness}, seed=self.seed),
-        )
 
     def judged(self, behavior: str, circuit: Circuit) -> Judgment:
         """Return everything that needs no finder."""
@@ -311,7 +289,8 @@ def _own_finder(found: object, finder: Finder | None, ablation: Ablation) -> Fin
     return lambda model, train: find(model, train, method=method, metric=metric, ablation=ablation)
 
 
-def _level(found: Ranked | Sequence[str] | Circuit) -> Level:
+def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
+    """Return whether scores, a ranking or a circuit are of nodes or of edges."""
     if isinstance(found, Circuit):
         return found.level
     names = found.ranking() if hasattr(found, "ranking") else found
