@@ -204,7 +204,8 @@ class EdgePass:
             return value
         new = value.unflatten(0, self._rows).clone()
         new[reads.circuits] = reads.values.to(new.dtype)
-        return new.flatten(0, 1)
+        rows: torch.Tensor = new.flatten(0, 1)
+        return rows
 
     def _reads(self, site: str, targets: range, seen: int, norm: Norm) -> Reads | None:
         """Return what targets read, in the circuits in which they miss an edge."""

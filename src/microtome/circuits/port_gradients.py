@@ -98,14 +98,13 @@ def edge_products(
         if stage.ports:
             slopes = torch.cat([_at_columns(reading, found, ports) for ports in stage.ports])
             norm = reading.norm(stage.attn_norm)
-            gradient = _pulled_back(norm, found.value(stage.stream), slopes)
+            gradient = _pulled_back(norm, _laid_out(found, stage.attn_read), slopes)
             span = slice(stage.ports[0].targets.start, stage.ports[-1].targets.stop)
             contract(gradient, span, stage.seen)
         if stage.mlp_target is not None:
             slopes = found[f"blocks.{stage.layer}.mlp.in"].unsqueeze(0)
             norm = reading.norm(stage.mlp_norm)
-            stream = found.value(stage.mlp_stream).reshape(slopes.shape[1:])
-            gradient = _pulled_back(norm, stream, slopes)
+            gradient = _pulled_back(norm, _laid_out(found, stage.mlp_read), slopes)
             contract(gradient, slice(stage.mlp_target, stage.mlp_target + 1), stage.mlp_seen)
     contract(found[reading.last_stream].unsqueeze(0), slice(-1, None), len(reading.graph.sources))
     return products
@@ -134,10 +133,10 @@ def _sites(reading: Reading) -> list[str]:
     sites = dict.fromkeys(write_sites(reading))
     for stage in reading.stages:
         if stage.ports:
-            sites[stage.stream] = None
+            sites[stage.attn_read] = None
             sites.update(dict.fromkeys(_output(ports) for ports in stage.ports))
         if stage.mlp_target is not None:
-            sites[stage.mlp_stream] = None
+            sites[stage.mlp_read] = None
             sites[f"blocks.{stage.layer}.mlp.in"] = None
     return [*sites, reading.last_stream]
 
@@ -162,6 +161,12 @@ def _at_columns(reading: Reading, found: Gradients, ports: Ports) -> torch.Tenso
     flat = torch.bmm(heads.flatten(1, 2), weight.transpose(1, 2))
     heads_in: torch.Tensor = flat.unflatten(1, (batch, -1))
     return heads_in
+
+
+def _laid_out(found: Gradients, site: str) -> torch.Tensor:
+    """Return the value of a site as ``[b, p, d]``."""
+    value = found.value(site)
+    return value.reshape(len(found.lengths), -1, value.shape[-1])
 
 
 def _pulled_back(norm: Norm, stream: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:

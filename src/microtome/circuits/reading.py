@@ -73,6 +73,16 @@ class Stage:
         """Site of the residual stream into the block."""
         return f"blocks.{self.layer}.resid_pre"
 
+    @property
+    def attn_read(self) -> str:
+        """Site of what attention reads before its norm; where there is none, of what it reads."""
+        return f"module:{self.attn_norm}:in" if self.attn_norm else f"blocks.{self.layer}.attn.in"
+
+    @property
+    def mlp_read(self) -> str:
+        """Site of what the MLP reads before its norm; where there is none, of what it reads."""
+        return f"module:{self.mlp_norm}:in" if self.mlp_norm else f"blocks.{self.layer}.mlp.in"
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:

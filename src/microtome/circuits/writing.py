@@ -58,6 +58,49 @@ def differences(reading: Reading, now: Values, instead: Values, *, stop: int) ->
     return table
 
 
+def ablated_streams(reading: Reading, instead: Values) -> dict[str, torch.Tensor]:
+    """Return the stream that every norm would read if all sources wrote what they do ablated.
+
+    Args:
+        reading: The model.
+        instead: What ablated sources give, by site; missing ones give nothing.
+
+    Returns:
+        By the site where it is read: ``attn_read`` and ``mlp_read`` of every block, and the last
+        stream; ``[batch, pos, d_model]``, or of size 1 where it is the same everywhere.
+    """
+    first = reading.stages[0].stream
+    weights = next(reading.model.module.parameters())
+    stream = instead.get(first, weights.new_zeros(1, 1, reading.anatomy.d_model)).detach()
+    found = {}
+    for stage in reading.stages:
+        before = stream
+        if len(stage.heads):
+            found[stage.attn_read] = before
+            stream = stream + _attention_write(reading, stage, instead)
+        if stage.mlp_target is not None:
+            parallel = stage.mlp_stream == stage.stream
+            found[stage.mlp_read] = before if parallel else stream
+            mlp = instead.get(f"blocks.{stage.layer}.mlp.out")
+            stream = stream if mlp is None else stream + mlp
+    found[reading.last_stream] = stream
+    return found
+
+
+def _attention_write(reading: Reading, stage: Stage, instead: Values) -> torch.Tensor:
+    """Return what a block's attention writes ablated: its heads', and the projection's bias."""
+    attention = reading.anatomy.blocks[stage.layer].attention
+    if attention is None or attention.out_proj is None:
+        raise ModelSupportError(f"Block {stage.layer} has no heads whose writes could be formed.")
+    projection = reading.module(attention.out_proj)
+    size = hf.projection_weight(projection)
+    z = instead.get(f"blocks.{stage.layer}.attn.z")
+    joined = size.new_zeros(1, 1, len(size)) if z is None else z.flatten(2)
+    with torch.no_grad():
+        written: torch.Tensor = projection.forward(joined) * attention.scale
+    return written
+
+
 def head_writes(
     reading: Reading, stage: Stage, z: torch.Tensor, heads: Sequence[int] | None = None
 ) -> torch.Tensor:
@@ -82,7 +125,8 @@ def head_writes(
     batch, width = z.shape[:2]
     flat = z.permute(2, 0, 1, 3).reshape(len(weight), batch * width, -1)
     written: torch.Tensor = torch.bmm(flat, weight.to(flat.dtype)) * attention.scale
-    return written.unflatten(1, (batch, width)).transpose(0, 1)
+    each: torch.Tensor = written.unflatten(1, (batch, width))
+    return each.transpose(0, 1)
 
 
 def _difference(site: str, now: Values, instead: Values) -> torch.Tensor:
