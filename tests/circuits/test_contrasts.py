@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.circuits.planted import planted_model
+from tests.small import save_model
+from typer.testing import CliRunner
 
 from microtome.behaviors import Behavior, quote_closing
 from microtome.circuits import Circuit, Versus, versus
 from microtome.circuits.cluster_sums import ClusterSums
 from microtome.circuits.contrasts import Labeled, _intervals, _null
 from microtome.circuits.edge_attribution import edge_attribution
+from microtome.cli.app import app
 from microtome.core.seeds import rng
 from microtome.core.stats import benjamini_hochberg
 from microtome.errors import ConfigError
@@ -150,3 +154,13 @@ def test_settings(model: Model) -> None:
         versus(model, behavior, behavior, draws=300, most=20)
     with pytest.raises(ConfigError, match="one unit"):
         versus(model, behavior, replace(behavior, metric="loss"))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder = save_model(planted_model(["a0.h1", "a1.h2", "m1"]), tmp_path / "model")
+    command = ["circuit", "versus", str(folder), "quote-closing", "bracket-closing", "--n", "40"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert "Shared:" in shown.output and "difference" in shown.output
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert len(found["parts"]) == 10 and found["a"] == "quote-closing" and found["sentence"]

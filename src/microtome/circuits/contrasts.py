@@ -17,9 +17,8 @@ from microtome.circuits.ablation import Ablation
 from microtome.circuits.cluster_sums import ClusterSums, cluster_sums
 from microtome.circuits.cutting import smallest_faithful
 from microtome.circuits.evaluation import complete, evaluate, universe_of
-from microtome.circuits.finding import find
 from microtome.circuits.judging import level_of
-from microtome.circuits.levels import Finder
+from microtome.circuits.levels import Search, search_by_name
 from microtome.circuits.results import Circuit
 from microtome.circuits.variation import jaccard
 from microtome.core.provenance import Provenance, collect
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from microtome.behaviors.behavior import Behavior
-    from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
 
 MOST = 100
@@ -152,7 +150,7 @@ def versus(
     behavior_a: Behavior,
     behavior_b: Behavior,
     *,
-    finder: Finder | None = None,
+    finder: Search | str = "attribution",
     faithfulness: float = 0.9,
     ablation: Ablation = "resample",
     metric: str | None = None,
@@ -167,7 +165,7 @@ def versus(
         behavior_a: The behavior in condition A.
         behavior_b: The behavior in condition B; items made from the same template and words should
             have the same cluster, so that they are compared as a pair.
-        finder: Scores nodes or edges on train; node attribution by default.
+        finder: Scores nodes or edges on train: a name of ``FINDERS``, or a function.
         faithfulness: Each circuit is the smallest that is as near 1 as asked on validation.
         ablation: What ablated parts give.
         metric: A metric that reads the prompt's end; A's own by default.
@@ -192,10 +190,7 @@ def versus(
             "give metric=... to compare them in one unit."
         )
 
-    def default(model: Model, train: Examples) -> object:
-        return find(model, train, metric=name, ablation=ablation)
-
-    search: Finder = finder if finder is not None else default  # type: ignore[assignment]
+    search = search_by_name(finder, name, ablation) if isinstance(finder, str) else finder
     prepared = [b.prepare(model) for b in (behavior_a, behavior_b)]
     trains = [e.split("train") for e in prepared]
     scores = [search(model, train) for train in trains]
