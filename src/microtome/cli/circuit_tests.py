@@ -132,13 +132,13 @@ def versus(
     Example: microtome circuit versus python-code monitored.jsonl unmonitored.jsonl
     """
     from microtome.circuits.contrasts import versus as compare
-    from microtome.circuits.references import check_ablation
+    from microtome.circuits.references import ABLATIONS, check_ablation
 
+    check_ablation(ablation)
+    kind = next(k for k in ABLATIONS if k == ablation)
     tasks = [open_behavior(name, n, seed) for name in (a, b)]
     opened = open_model(model, device, dtype, threads)
-    found = compare(
-        opened, *tasks, finder=method, ablation=check_ablation(ablation), seed=seed
-    )  # fmt: skip
+    found = compare(opened, tasks[0], tasks[1], finder=method, ablation=kind, seed=seed)
     if as_json:
         print_json({**found.to_dict(), "sentence": found.sentence})
         return
