@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.circuits.planted import planted_model
-from tests.small import save_model
+from tests.small import code_model, save_model
 from typer.testing import CliRunner
 
 from microtome.behaviors import Behavior, quote_closing
@@ -157,7 +157,7 @@ def test_settings(model: Model) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    folder = save_model(planted_model(["a0.h1", "a1.h2", "m1"]), tmp_path / "model")
+    folder = save_model(code_model(), tmp_path / "model")
     command = ["circuit", "versus", str(folder), "quote-closing", "bracket-closing", "--n", "40"]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
