@@ -116,7 +116,7 @@ def test_the_tests_of_shi_find_needless_edges(
 def test_edges_are_judged_to_the_verdict(model: Model) -> None:
     behavior = quote_closing(60)
     scores = finder(model, behavior.prepare(model).split("train"))
-    found = judge(model, behavior, scores, finder=finder, nulls=1, gate=False, orders=2)
+    found = judge(model, behavior, scores, finder="eap", nulls=1, gate=False, orders=2)
     assert found.circuit.level == "edge" and found.verdict is not None
     assert found.stability is not None and found.stability.orders == 2
     assert "edges" in found.verdict.sentence

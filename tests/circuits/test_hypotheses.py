@@ -222,7 +222,7 @@ def test_scrubbing_the_specimen_with_the_right_variable(
         ("[claims.x]\nparts=['m0']", DataError, "carries is missing"),
         ("[claims.x]\nparts=[]\ncarries='answer'", DataError, "parts is empty"),
         ("[claims.x]\nparts='m0'\ncarries='answer'", DataError, "list of texts"),
-        ("[claims.x]\nparts=['m0']\ncarries='anwser'", DataError, "anwser.*answer"),
+        ("[claims.x]\nparts=['m0']\ncarries='answr'", DataError, "answr.*answer"),
         ("[claims.x]\nparts=['m0']\ncarries='answer'\nat=3", DataError, "role"),
         ("[claims.x]\nparts=['m0']\ncarries='answer'\nreads=['y']", DataError, "no claim"),
         ("[claims.x]\nparts=['m0']\ncarries='answer'\nreads=['x']", DataError, "circle"),

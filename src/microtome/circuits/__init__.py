@@ -5,6 +5,9 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "Versus": "microtome.circuits.contrasts:Versus",
+    "smallest_faithful": "microtome.circuits.cutting:smallest_faithful",
+    "versus": "microtome.circuits.contrasts:versus",
     "Hypothesis": "microtome.circuits.hypothesis:Hypothesis",
     "Interchange": "microtome.circuits.interchange:Interchange",
     "Scrubbing": "microtome.circuits.scrubbing:Scrubbing",

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from microtome.behaviors.check import check
 from microtome.circuits.ablation import ABLATIONS, Ablation
+from microtome.circuits.cutting import smallest_faithful
 from microtome.circuits.evaluation import (
     complete,
-    connected,
-    curve,
     evaluate,
     faithfulness_curve,
     item_closeness,
@@ -19,12 +18,19 @@ from microtome.circuits.evaluation import (
     takeovers,
     universe_of,
 )
-from microtome.circuits.finding import METHODS, by_layer, find, sizes_up_to, top
-from microtome.circuits.graph import ComponentGraph
+from microtome.circuits.finding import FINDERS, by_layer, sizes_up_to, top
 from microtome.circuits.hypothesis_tests import second_opinion
 from microtome.circuits.judgment import Judgment, UnderAblation
 from microtome.circuits.knock_outs import completeness
-from microtome.circuits.levels import AGREEMENT, KL, Finder, Ranked, distances, runner
+from microtome.circuits.levels import (
+    AGREEMENT,
+    KL,
+    Ranked,
+    Search,
+    distances,
+    runner,
+    search_by_name,
+)
 from microtome.circuits.nulls import inverted, random_floor, search_nulls
 from microtome.circuits.results import Circuit, Level, Nulls, Stability, Verdict
 from microtome.circuits.variation import ORDERS, stability, with_orders
@@ -48,7 +54,7 @@ def judge(
     behavior: Behavior,
     found: Ranked | Sequence[str] | Circuit | None = None,
     *,
-    finder: Finder | None = None,
+    finder: Search | str | None = None,
     faithfulness: float = 0.9,
     ablation: Ablation = "resample",
     metric: str | None = None,
@@ -68,7 +74,8 @@ def judge(
         behavior: The behavior.
         found: Scores of nodes or edges from train, a ranking of names, or a circuit; by default
             what ``finder`` gives on train.
-        finder: The finder, rerun on the nulls for the verdict. Node scores by ``find`` bring their
+        finder: The finder, rerun on the nulls for the verdict: a name of ``FINDERS``, or a function
+            from a model and train examples to scores. Scores that name their finder bring their
             own; otherwise there is no verdict without it.
         faithfulness: 0.9 asks for a faithfulness from 0.9 to 1.1 on validation.
         ablation: What ablated parts give, for all but the comparison of kinds.
@@ -94,15 +101,16 @@ def judge(
         )
     examples = behavior.prepare(model)
     splits = (examples.split("train"), examples.split("validation"), examples.split("test"))
+    name = metric or behavior.metric
     if found is None:
         if finder is None:
             raise ConfigError("Nothing to judge: give scores, a ranking, a circuit or a finder.")
-        found = finder(model, splits[0])
+        found = _search(None, finder, name, ablation)(model, splits[0])  # type: ignore[misc]
     case = _Case(
-        model, splits, metric or behavior.metric, ablation, _own_finder(found, finder, ablation),
-        faithfulness, nulls, seed, progress,
+        model, splits, name, ablation, _search(found, finder, name, ablation), faithfulness, nulls,
+        seed, progress,
     )  # fmt: skip
-    level = _level(found)
+    level = level_of(found)
     if isinstance(found, Circuit):
         circuit, along = found, None
     else:
@@ -131,7 +139,7 @@ class _Case:
     splits: tuple[Examples, Examples, Examples]
     metric: str
     ablation: Ablation
-    finder: Finder | None
+    finder: Search | None
     faithfulness: float
     nulls: int
     seed: int
@@ -139,31 +147,11 @@ class _Case:
 
     def cut(self, order: tuple[str, ...], level: Level, found: object) -> Circuit:
         """Return the smallest circuit along a ranking that is faithful on validation."""
-        sizes = sizes_up_to(len(order))
-        measured = curve(
-            self.model, self.splits[1], order, sizes, level=level, ablation=self.ablation,
-            metric=self.metric, reference=self.splits[0], seed=self.seed,
+        return smallest_faithful(
+            self.model, self.splits[1], order, level=level, faithfulness=self.faithfulness,
+            ablation=self.ablation, metric=self.metric, reference=self.splits[0],
+            method=str(getattr(found, "method", "a ranking")), seed=self.seed,
         )  # fmt: skip
-        slack = 1 - self.faithfulness
-        size = next(
-            (
-                s
-                for s, f in zip(sizes, measured.faithfulness, strict=True)
-                if abs(1 - f.value) <= slack
-            ),
-            len(order),
-        )
-        universe = universe_of(self.model, level)
-        graph = ComponentGraph.of(self.model) if level == "edge" else None
-        parts = by_layer(connected(top(order, size), graph), universe)
-        return Circuit(
-            parts=parts,
-            universe=universe,
-            method=f"{getattr(found, 'method', 'a ranking')}, first {size}",
-            level=level,
-            model=self.model.fingerprint,
-            provenance=collect(self.model, {"faithfulness": self.faithfulness}, seed=self.seed),
-        )
 
     def judged(self, behavior: str, circuit: Circuit) -> Judgment:
         """Return everything that needs no finder."""
@@ -245,7 +233,7 @@ class _Case:
         )
         return replace(found, nulls=nulls, inverted_accuracy=wrong, verdict=verdict)
 
-    def _nulls(self, found: Judgment, finder: Finder) -> Nulls:
+    def _nulls(self, found: Judgment, finder: Search) -> Nulls:
         train, validation, test = self.splits
         evaluation = found.evaluation
         nulls = search_nulls(
@@ -279,7 +267,7 @@ def inverted_accuracy(
     train: Examples,
     test: Examples,
     circuit: Circuit,
-    finder: Finder,
+    finder: Search,
     *,
     ablation: Ablation,
     seed: int,
@@ -302,16 +290,20 @@ def inverted_accuracy(
     return max(found, key=lambda interval: interval.low)
 
 
-def _own_finder(found: object, finder: Finder | None, ablation: Ablation) -> Finder | None:
-    """Return the finder; node scores by :func:`find` say by which method they were found."""
-    method = getattr(found, "method", "")
-    if finder is not None or method not in METHODS:
-        return finder
-    metric = str(getattr(found, "metric", ""))
-    return lambda model, train: find(model, train, method=method, metric=metric, ablation=ablation)
+def _search(
+    found: object, finder: Search | str | None, metric: str, ablation: Ablation
+) -> Search | None:
+    """Return the finder to rerun: the given one, or the one that the scores name."""
+    method = getattr(found, "method", "") if finder is None else finder
+    if not isinstance(method, str):
+        return method
+    if finder is None and (isinstance(found, Circuit) or method not in FINDERS):
+        return None
+    return search_by_name(method, metric, ablation)
 
 
-def _level(found: Ranked | Sequence[str] | Circuit) -> Level:
+def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
+    """Return whether scores, a ranking or a circuit are of nodes or of edges."""
     if isinstance(found, Circuit):
         return found.level
     names = found.ranking() if hasattr(found, "ranking") else found

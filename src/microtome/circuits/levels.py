@@ -6,6 +6,7 @@ runner for the metric of many such sets and do not know what a part is.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -16,6 +17,7 @@ from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edge_ablation import EdgeAblator
+from microtome.circuits.finding import FINDERS, find
 from microtome.circuits.results import Level
 from microtome.errors import MetricError, UnknownNameError, nearest
 
@@ -46,7 +48,7 @@ class Ranked(Protocol):
         """Return the parts, strongest first, by magnitude or (``signed``) by value."""
 
 
-Finder: TypeAlias = "Callable[[Model, Examples], Ranked]"
+Search: TypeAlias = "Callable[[Model, Examples], Ranked]"
 """From a model and train examples to scores of its parts."""
 
 RUNNERS: Mapping[Level, Callable[..., Runner]] = {"node": Ablator, "edge": EdgeAblator}
@@ -77,6 +79,25 @@ def runner(
     if level not in RUNNERS:
         raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
     return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
+
+
+def search_by_name(method: str, metric: str, ablation: Ablation) -> Search:
+    """Return the search that a finder of ``FINDERS`` makes.
+
+    Args:
+        method: Its name.
+        metric: The metric that it explains.
+        ablation: What ablated parts give, for the finders to which it matters.
+
+    Raises:
+        UnknownNameError: If there is none of this name.
+    """
+    if method not in FINDERS:
+        raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
+    known = inspect.signature(FINDERS[method].run).parameters
+    options = {"metric": metric, "ablation": ablation}
+    taken = {name: value for name, value in options.items() if name in known}
+    return lambda model, train: find(model, train, method=method, **taken)
 
 
 def distances(model: Model, examples: Examples) -> tuple[LastTokenMetric, LastTokenMetric]:

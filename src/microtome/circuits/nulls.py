@@ -11,8 +11,8 @@ import numpy as np
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.evaluation import closeness, item_closeness
-from microtome.circuits.finding import Method, find, top
-from microtome.circuits.levels import Finder, runner
+from microtome.circuits.finding import FINDERS, top
+from microtome.circuits.levels import Search, runner, search_by_name
 from microtome.circuits.matching import matched
 from microtome.circuits.results import Circuit, Level, Nulls
 from microtome.core.progress import Progress, quiet
@@ -39,7 +39,7 @@ def search_nulls(
     count: int,
     ablation: Ablation,
     metric: str,
-    method: Method | Finder,
+    method: str | Search,
     seed: int,
     enough: float | None = None,
     progress: Progress = quiet,
@@ -62,13 +62,13 @@ def search_nulls(
         ablation: What ablated nodes give.
         metric: The metric.
         method: The finder: a method of :func:`find`, or a function from a model and train examples
-            to scores of its parts. Edges need a function.
+            to scores of its parts.
         seed: Which nulls.
         enough: Stop at the first twin that reaches this closeness, since the rule is then decided.
         progress: Told after each null.
 
     Raises:
-        ConfigError: If a circuit of edges comes without a function that finds edges.
+        ConfigError: If the finder is of another level than the circuit.
     """
     twins: list[float] = []
     curves: list[list[float]] = []
@@ -117,22 +117,22 @@ class _Rules:
 
     ablation: Ablation
     metric: str
-    method: Method | Finder
+    method: str | Search
     reference: Examples
     level: Level
 
     def __post_init__(self) -> None:
-        if self.level != "node" and not callable(self.method):
+        if not callable(self.method) and FINDERS[self.method].level != self.level:
             raise ConfigError(
-                f"method={self.method!r} finds nodes; the nulls of a circuit of {self.level}s need "
-                "a function from a model and examples to scores of its parts."
+                f"method={self.method!r} finds {FINDERS[self.method].level}s; the nulls of a "
+                f"circuit of {self.level}s need a finder of {self.level}s."
             )
 
     def ranking(self, model: Model, train: Examples) -> tuple[str, ...]:
         if callable(self.method):
             return self.method(model, train).ranking()
-        scores = find(model, train, method=self.method, metric=self.metric, ablation=self.ablation)
-        return tuple(scores.ranking())
+        search = search_by_name(self.method, self.metric, self.ablation)
+        return search(model, train).ranking()
 
     def values(
         self, model: Model, examples: Examples, *circuits: frozenset[str] | None

@@ -107,3 +107,48 @@ def _print(scrubbed: Scrubbing, swapped: Interchange | None) -> None:
     print_table(columns, table, right=(1, 2, 3, 4, 5, 6))
     if swapped.untested:
         say(f"Not swapped, since they carry no plain variable: {', '.join(swapped.untested)}.")
+
+
+def versus(
+    model: ModelName,
+    a: Annotated[str, typer.Argument(help="The behavior in condition A: a name or a file.")],
+    b: Annotated[str, typer.Argument(help="The behavior in condition B: a name or a file.")],
+    n: Annotated[
+        int, typer.Option(help="Items over all splits, for generated behaviors.", min=20)
+    ] = 200,
+    method: Annotated[str, typer.Option(help="The finder, of nodes or edges.")] = "attribution",
+    ablation: Annotated[
+        str, typer.Option(help="What ablated parts give: resample, mean or zero.")
+    ] = "resample",
+    top: Annotated[int, typer.Option(help="Rows of the table.", min=1)] = 20,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two conditions of one behavior, with its own nulls.
+
+    Example: microtome circuit versus python-code monitored.jsonl unmonitored.jsonl
+    """
+    from microtome.circuits.contrasts import versus as compare
+    from microtome.circuits.references import ABLATIONS, check_ablation
+
+    check_ablation(ablation)
+    kind = next(k for k in ABLATIONS if k == ablation)
+    tasks = [open_behavior(name, n, seed) for name in (a, b)]
+    opened = open_model(model, device, dtype, threads)
+    found = compare(opened, tasks[0], tasks[1], finder=method, ablation=kind, seed=seed)
+    if as_json:
+        print_json({**found.to_dict(), "sentence": found.sentence})
+        return
+    print(found.sentence)
+    print(f"Shared: {len(found.shared)}; only A: {len(found.only_a)}; only B: {len(found.only_b)}")
+    rows = [
+        [str(r["part"]), f"{r['support_a']:.3g}", f"{r['support_b']:.3g}",
+         f"{r['difference']:.3g} [{r['low']:.3g}, {r['high']:.3g}]", f"{r['p']:.2g}",
+         "yes" if r["differs"] else "no", str(r["circuit"])]
+        for r in found.to_frame().head(top).to_dict("records")
+    ]  # fmt: skip
+    columns = ["part", "A", "B", "difference", "p", "at 5 %", "circuit"]
+    print_table(columns, rows, right=(1, 2, 3, 4))

@@ -10,3 +10,4 @@ app = typer.Typer(help="Find, judge, test and draw circuits.", no_args_is_help=T
 app.command("find")(circuit_finding.find)
 app.command("evaluate")(circuit_finding.evaluate)
 app.command("test")(circuit_tests.test)
+app.command("versus")(circuit_tests.versus)
