@@ -1,8 +1,9 @@
 """Heads told by what they do to a behavior: movers, S-inhibition, backups, function vectors.
 
-Effects are per example, in units of the mean absolute difference of the metric between the clean
-and the corrupt run, so that they can be held against those of a twin. Their shuffles exchange clean
-and corrupt in random clusters: the sign of a cluster's effect flips.
+Effects are per example, in units of the mean size of the metric in the clean and in the corrupt run
+added up. Where both runs answer rightly that is the difference between them; in a twin, where they
+hardly differ, it is still the size of the metric. Their shuffles exchange clean and corrupt in
+random clusters: the sign of a cluster's effect flips.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from microtome.tracing.norms import centers, divisor
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:
-    from microtome.behaviors.examples import Examples
+    from collections.abc import Sequence
+
+    from microtome.behaviors.examples import Examples, Tokens
     from microtome.tracing.interventions import Intervention
 
 EXAMPLES = 24
@@ -49,33 +52,30 @@ class Effects:
             raise MetricError(f"{chosen.name} does not read the prompt's end.")
         self.metric = chosen
 
-    @staticmethod
-    def of(material: Material) -> Effects:
-        """Return the effects of a model, measured once."""
-        kept = material.__dict__.get("_effects")
-        if not isinstance(kept, Effects):
-            kept = material.__dict__["_effects"] = Effects(material)
-        return kept
-
     @functools.cached_property
-    def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Metric of the clean and of the corrupt runs ``[example]``."""
-        return self._scored("clean"), self._scored("corrupt")
+    def ends(self) -> np.ndarray:
+        """Metric of the clean and of the corrupt runs ``[2, example]``."""
+        return np.stack([self._scored("clean"), self._scored("corrupt")])
 
     @functools.cached_property
     def unit(self) -> float:
-        """Mean absolute difference of the metric between clean and corrupt."""
-        return max(float(np.abs(self.ends[0] - self.ends[1]).mean()), 1e-9)
+        """Mean size of the metric in the clean run plus that in the corrupt run."""
+        return max(float(np.abs(self.ends).sum(0).mean()), 1e-9)
 
     @functools.cached_property
     def direct(self) -> np.ndarray:
-        """What each head writes to the metric directly, in units ``[example, head]``."""
-        return self._direct(()) / self.unit
+        """What each head writes to the metric directly in the clean run ``[example, head]``."""
+        return self._direct("clean")
+
+    @functools.cached_property
+    def moved(self) -> np.ndarray:
+        """The same less that in the corrupt run, in units ``[example, head]``."""
+        return np.asarray((self.direct - self._direct("corrupt")) / self.unit)
 
     @functools.cached_property
     def movers(self) -> list[int]:
         """Places of the heads that raise the metric most directly, three at most."""
-        means = self.direct.mean(0)
+        means = self.moved.mean(0)
         order = np.argsort(-means, kind="stable")[:3]
         return [int(i) for i in order if means[i] >= MOVES]
 
@@ -95,10 +95,10 @@ class Effects:
                 chunk.corrupt, capture=[f"blocks.{n}.attn.z" for n, _ in heads], logits=None
             )
             cut = [at("attn.z", layer=n, head=h).patch(other) for n, h in heads]
-            after[places] = self._direct_of(chunk, cut)
-        gained = after / self.unit - self.direct
+            after[places] = self._direct_of(chunk, chunk.clean, cut)
+        gained = (after - self.direct) / self.unit
         gained[:, self.movers] = np.nan
-        return gained
+        return np.asarray(gained)
 
     def _scored(self, side: str) -> np.ndarray:
         values = np.zeros(len(self.examples))
@@ -115,13 +115,16 @@ class Effects:
         lengths = torch.ones(len(chunk), dtype=torch.long)
         return np.asarray(self.metric(logits, lengths, chunk).detach().float().cpu().numpy())
 
-    def _direct(self, changes: tuple[Intervention, ...]) -> np.ndarray:
+    def _direct(self, side: str) -> np.ndarray:
         values = np.zeros((len(self.examples), len(self.material.heads)))
         for places in batches(self.examples, 32):
-            values[places] = self._direct_of(self.examples.take(places), list(changes))
+            chunk = self.examples.take(places)
+            values[places] = self._direct_of(chunk, getattr(chunk, side), [])
         return values
 
-    def _direct_of(self, chunk: Examples, changes: list[Intervention]) -> np.ndarray:
+    def _direct_of(
+        self, chunk: Examples, prompts: Sequence[Tokens], changes: list[Intervention]
+    ) -> np.ndarray:
         """Return what heads write to the metric past the frozen final norm ``[example, head]``."""
         anatomy = self.material.anatomy
         readable, left_out = self.material.weight_heads()
@@ -133,7 +136,7 @@ class Effects:
         last = f"blocks.{anatomy.n_layers - 1}.resid_post"
         sites = [f"blocks.{n}.attn.z[pos=-1]" for n in sorted({n for n, _ in readable})]
         trace = self.model.trace(
-            chunk.clean, capture=[*sites, f"{last}[pos=-1]"], interventions=changes, logits="last"
+            prompts, capture=[*sites, f"{last}[pos=-1]"], interventions=changes, logits=None
         )
         norm = self.model.module.get_submodule(anatomy.final_norm)
         stream = trace[f"{last}[pos=-1]"][:, 0].float()
@@ -155,18 +158,18 @@ class Effects:
 
 
 def mover(material: Material) -> Scores:
-    """Score what a head writes to the metric directly at the prompt's end."""
-    return _scores(material, Effects.of(material).direct)
+    """Score what a head writes to the metric directly, in the clean less in the corrupt run."""
+    return _scores(material, material.once(Effects).moved)
 
 
 def negative_mover(material: Material) -> Scores:
     """Score what a head writes against the metric directly."""
-    return _scores(material, -Effects.of(material).direct)
+    return _scores(material, -material.once(Effects).moved)
 
 
 def backup(material: Material) -> Scores:
     """Score what a head writes more when the movers are ablated."""
-    found = Effects.of(material)
+    found = material.once(Effects)
     gained = found.backup()
     names = ", ".join(head_name(*material.heads[i]) for i in found.movers)
     return _scores(material, gained, detail=f"movers ablated: {names}")
@@ -174,7 +177,7 @@ def backup(material: Material) -> Scores:
 
 def query_inhibition(material: Material) -> Scores:
     """Score how much of the metric a head hands to the queries of the movers behind it."""
-    found = Effects.of(material)
+    found = material.once(Effects)
     receivers = [material.heads[i] for i in found.movers if material.heads[i][0] > 0]
     if not receivers:
         raise ModelSupportError(
@@ -196,38 +199,43 @@ def query_inhibition(material: Material) -> Scores:
 
 
 def function_vector(material: Material) -> Scores:
-    """Score what a head's mean output over clean prompts does at the end of corrupt prompts."""
-    found = Effects.of(material)
+    """Score what a head's mean output over clean prompts does that its mean over corrupt does not.
+
+    Both are put at the end of corrupt prompts. A mean holds what all prompts of a side share, not
+    the answer of one.
+    """
+    found = material.once(Effects)
     layers = sorted({n for n, _ in material.heads})
-    means = _mean_outputs(found, layers)
-    moved = np.zeros((len(found.examples), len(material.heads)))
+    sides = [_mean_outputs(found, side, layers) for side in ("clean", "corrupt")]
+    scored = np.zeros((2, len(found.examples), len(material.heads)))
     for places in batches(found.examples, 32):
         chunk = found.examples.take(places)
         for layer in layers:
             inside = [i for i, (n, _) in enumerate(material.heads) if n == layer]
             rows = chunk.take(list(range(len(chunk))) * len(inside))
             which = torch.arange(len(inside)).repeat_interleave(len(chunk))
-            change = at(f"blocks.{layer}.attn.z[pos=-1]").apply(_put(means[layer], which))
-            trace = found.model.trace(rows.corrupt, interventions=[change], logits="last")
-            scored = found.read(trace.logits, rows).reshape(len(inside), len(chunk))
-            moved[np.ix_(places, inside)] = (scored - found.ends[1][places]).T
-    return _scores(material, moved / found.unit)
+            for number, means in enumerate(sides):
+                change = at(f"blocks.{layer}.attn.z[pos=-1]").apply(_put(means[layer], which))
+                trace = found.model.trace(rows.corrupt, interventions=[change], logits="last")
+                values = found.read(trace.logits, rows).reshape(len(inside), len(chunk))
+                scored[number][np.ix_(places, inside)] = values.T
+    return _scores(material, (scored[0] - scored[1]) / found.unit)
 
 
-def _mean_outputs(found: Effects, layers: list[int]) -> dict[int, torch.Tensor]:
-    """Return each head's mean at the end of the clean prompts, by layer ``[head, d_head]``."""
+def _mean_outputs(found: Effects, side: str, layers: list[int]) -> dict[int, torch.Tensor]:
+    """Return each head's mean at the end of one side's prompts, by layer ``[head, d_head]``."""
     totals: dict[int, torch.Tensor] = {}
     for places in batches(found.examples, 32):
         chunk = found.examples.take(places)
         sites = [f"blocks.{n}.attn.z[pos=-1]" for n in layers]
-        trace = found.model.trace(chunk.clean, capture=sites, logits=None)
+        trace = found.model.trace(getattr(chunk, side), capture=sites, logits=None)
         for layer, site in zip(layers, sites, strict=True):
             summed = trace[site][:, 0].sum(0)
             totals[layer] = totals[layer] + summed if layer in totals else summed
     return {n: t / len(found.examples) for n, t in totals.items()}
 
 
-class _put:  # noqa: N801
+class _put:
     """Replaces one head in each row by its mean."""
 
     def __init__(self, means: torch.Tensor, which: torch.Tensor) -> None:
@@ -246,7 +254,7 @@ def _scores(material: Material, effects: np.ndarray, *, detail: str = "") -> Sco
     known = ~np.isnan(effects).any(0)
     parts = [head_name(*h) for h, k in zip(material.heads, known, strict=True) if k]
     values = effects[:, known]
-    clusters = Effects.of(material).examples.clusters
+    clusters = material.once(Effects).examples.clusters
     count = len(set(clusters.tolist()))
     if count < 4:
         raise ModelSupportError(
@@ -266,8 +274,8 @@ FLIPS = "clean and corrupt exchanged in random clusters: the sign of their effec
 CAUSAL = (
     Detector(
         "mover", "head",
-        "what the head writes to the metric directly at the prompt's end, as a share of the "
-        "mean difference between clean and corrupt",
+        "what the head writes to the metric directly at the prompt's end, in the clean less in "
+        "the corrupt run, as a share of the mean size of the metric in both",
         "Wang 2022", "behavior", FLIPS, mover, threshold=MOVES, standing="microtome",
     ),
     Detector(
@@ -277,8 +285,8 @@ CAUSAL = (
         standing="microtome",
     ),
     Detector(
-        "query inhibition", "head",
-        "path patching into the queries of the movers (S-inhibition): how much of the metric is "
+        "S-inhibition", "head",
+        "path patching into the queries of the movers: how much of the metric is "
         "lost when the head alone hands them what it gives in the corrupt run",
         "Wang 2022", "behavior", FLIPS, query_inhibition, threshold=0.05, standing="microtome",
     ),
@@ -290,7 +298,7 @@ CAUSAL = (
     Detector(
         "function vector", "head",
         "what the head's mean output over clean prompts does to the metric at the end of corrupt "
-        "prompts",
+        "prompts, less what its mean over corrupt prompts does",
         "Todd 2023", "behavior", FLIPS, function_vector, threshold=0.05, standing="microtome",
     ),
 )  # fmt: skip

@@ -46,9 +46,7 @@ def composition(material: Material) -> Scores:
     return _scored(rows, width, left_out)
 
 
-def _scored(
-    rows: list[tuple[str, float, float]], width: int, left_out: tuple[str, ...]
-) -> Scores:
+def _scored(rows: list[tuple[str, float, float]], width: int, left_out: tuple[str, ...]) -> Scores:
     names, shares, variances = zip(*rows, strict=True)
     share, variance = np.array(shares), np.maximum(np.array(variances), 1e-18)
     mean = 1 / width
@@ -74,9 +72,7 @@ def _variance(left: torch.Tensor, right: torch.Tensor, width: int) -> float:
     return max(free, 0.0) * max(other, 0.0) * 2 / ((width - 1) * (width + 2))
 
 
-def _writer(
-    material: Material, layer: int, head: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _writer(material: Material, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a matrix with the Gram matrix of OV ``[d_head, d_model]``, and a smaller twin of it.
 
     ``OV = W_V W_O``; with ``W_V = Q R`` the matrix ``R W_O`` has the same products with what reads.

@@ -108,8 +108,9 @@ def decide(table: pd.DataFrame) -> pd.DataFrame:
         found.loc[inside, "q"] = adjusted(p)
         survives[inside] = benjamini_hochberg(p, RATE)
     beats = found["threshold"].isna() | (found["score"] > found["threshold"])
-    found["labelled"] = survives & beats & (found["z"] > Z) & found["condition"]
-    front = ["part", "kind", "name", "score", "threshold", "z", "p", "q", "labelled"]
+    found["stands_out"] = survives & (found["z"] > Z) & found["condition"]
+    found["labelled"] = found["stands_out"] & beats
+    front = ["part", "kind", "name", "score", "threshold", "z", "p", "q", "stands_out", "labelled"]
     return found[[*front, *(c for c in found.columns if c not in front)]]
 
 

@@ -157,7 +157,9 @@ def _repeats(
     rows = []
     for period in periods:
         span = _draw(candidates, int(period), stream)
-        rows.append(torch.cat([torch.tensor(front, dtype=torch.long), span.repeat(4)])[:length])
+        rows.append(
+            torch.cat([torch.tensor(front, dtype=torch.long), span.repeat(length)])[:length]
+        )
     return torch.stack(rows), periods
 
 

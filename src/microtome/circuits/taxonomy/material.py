@@ -1,11 +1,11 @@
-"""What was read of one model, or of one twin, for the detectors; each thing is read at most once."""
+"""What was read of one model, or of one twin, for the detectors; each thing is read once."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from microtome.tracing.catalog import block_reason, require_anatomy
 if TYPE_CHECKING:
     from microtome.models.anatomy import Anatomy
     from microtome.tracing.model import Model
+
+T = TypeVar("T")
 
 TOKENS = 256
 """Tokens that weights are tried on."""
@@ -58,6 +60,14 @@ class Material:
     def __init__(self, model: Model, inputs: Inputs) -> None:
         self.model = model
         self.inputs = inputs
+        self._made: dict[Callable[[Material], Any], Any] = {}
+
+    def once(self, make: Callable[[Material], T]) -> T:
+        """Return what a function makes of this material; it is called once."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: T = self._made[make]
+        return made
 
     @property
     def anatomy(self) -> Anatomy:
@@ -127,7 +137,7 @@ class Material:
 
     @functools.cached_property
     def unembedding(self) -> torch.Tensor:
-        """Unembedding with the final norm folded in, each column less the mean ``[d_model, vocab]``.
+        """Unembedding, final norm folded in, columns less their mean ``[d_model, vocab]``.
 
         Raises:
             SiteAbsentError: If the model has none.
@@ -192,7 +202,8 @@ class Material:
             return stream
         with torch.no_grad():
             added = module.get_submodule(block.mlp.path)(module.get_submodule(norm)(stream))
-        return stream + added * block.mlp.scale
+        summed: torch.Tensor = stream + added * block.mlp.scale
+        return summed
 
     def value_map(self, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a head's value matrix and its output matrix times the unembedding.

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 TWINS = 6
 """Twins that stand as a null for what weights and random tokens show."""
 
-COSTLY = 2
-"""Twins for the detectors that need a behavior or a corpus."""
+COSTLY = 32
+"""Heads of twins that are enough for the detectors that need a behavior or a corpus."""
 
 REFUSALS = (ModelError, SiteError, MetricError, SweepError, EmptyDataError)
 """Errors that mean a detector does not apply to a model; their message is the reason."""
@@ -167,7 +167,8 @@ def _of_twins(
             material = Material(other, inputs)
             for detector in chosen:
                 costly = detector.needs in ("behavior", "corpus")
-                if "twin" not in detector.nulls or (costly and number >= COSTLY):
+                scored = sum(len(s.parts) for s in found[detector.name])
+                if "twin" not in detector.nulls or (costly and scored >= COSTLY):
                     continue
                 scores = run.of_twin(material, detector)
                 if scores is not None:
@@ -185,9 +186,7 @@ def _chosen(names: Sequence[str] | None) -> tuple[Detector, ...]:
     return tuple(d for d in DETECTORS if d.name in names)
 
 
-def _examples(
-    model: Model, behavior: Behavior | Examples | None
-) -> tuple[Examples | None, str]:
+def _examples(model: Model, behavior: Behavior | Examples | None) -> tuple[Examples | None, str]:
     from microtome.behaviors.behavior import Behavior as _Behavior
 
     if behavior is None:

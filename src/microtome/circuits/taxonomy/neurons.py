@@ -43,24 +43,14 @@ class Activations:
         self.material = material
         blocks = material.anatomy.blocks
         self.layers = [
-            n
-            for n, b in enumerate(blocks)
-            if b.mlp is not None and not block_reason(b, "mlp.act")
+            n for n, b in enumerate(blocks) if b.mlp is not None and not block_reason(b, "mlp.act")
         ]
         if not self.layers:
             raise ModelSupportError("no block shows the activations of its neurons")
-        widths = sum(blocks[n].mlp.d_mlp for n in self.layers)  # type: ignore[union-attr]
+        widths = sum(b.mlp.d_mlp for n, b in enumerate(blocks) if n in self.layers and b.mlp)
         length = material.corpus_tokens.shape[1]
         rows = max(4, VALUES // max(1, widths * length))
         self.tokens = material.corpus_tokens[:rows]
-
-    @staticmethod
-    def of(material: Material) -> Activations:
-        """Return the activations of a model, read once."""
-        kept = material.__dict__.get("_activations")
-        if not isinstance(kept, Activations):
-            kept = material.__dict__["_activations"] = Activations(material)
-        return kept
 
     @functools.cached_property
     def values(self) -> dict[int, torch.Tensor]:
@@ -70,30 +60,35 @@ class Activations:
         trace = self.material.model.trace(
             self.tokens, capture=sites, logits=None, to="cpu", dtype=torch.float32
         )
-        return {
-            n: trace[s].detach()[:, first:] for n, s in zip(self.layers, sites, strict=True)
-        }
+        return {n: trace[s].detach()[:, first:] for n, s in zip(self.layers, sites, strict=True)}
 
     @property
     def content(self) -> torch.Tensor:
         """The tokens without BOS ``[row, pos]``."""
         return self.tokens[:, self.material.inputs.first :]
 
-    def most(self, layer: int) -> tuple[np.ndarray, str]:
-        """Return each neuron's highest value of what its non-linearity reads, and its site.
+    @functools.cached_property
+    def highest(self) -> dict[int, np.ndarray]:
+        """By layer, the highest value that each neuron's non-linearity reads ``[neuron]``.
 
         A ReLU's neuron is active where that is above 0; of smooth non-linearities (GELU, SiLU) the
         same sign divides the side that is passed on from the side that is cut off.
         """
-        block = self.material.anatomy.blocks[layer]
-        site = "mlp.gate" if not block_reason(block, "mlp.gate") else "mlp.pre"
-        if block_reason(block, site):
-            raise ModelSupportError(f"block {layer}: {block_reason(block, site)}")
+        sites = {}
+        for layer in self.layers:
+            block = self.material.anatomy.blocks[layer]
+            site = "mlp.gate" if not block_reason(block, "mlp.gate") else "mlp.pre"
+            if not block_reason(block, site):
+                sites[layer] = f"blocks.{layer}.{site}"
+        if not sites:
+            raise ModelSupportError("no block shows what its neurons' non-linearity reads")
         trace = self.material.model.trace(
-            self.tokens, capture=f"blocks.{layer}.{site}", logits=None, to="cpu"
+            self.tokens, capture=list(sites.values()), logits=None, to="cpu"
         )
-        values = trace[f"blocks.{layer}.{site}"].detach().float()
-        return values[:, self.material.inputs.first :].amax((0, 1)).numpy(), site
+        first = self.material.inputs.first
+        return {
+            n: trace[s].detach()[:, first:].float().amax((0, 1)).numpy() for n, s in sites.items()
+        }
 
 
 def confidence(material: Material) -> Scores:
@@ -181,7 +176,7 @@ def _through_scale(
 
 def token_neurons(material: Material) -> Scores:
     """Score the share of a neuron's variance that one token explains, the best for it."""
-    found = Activations.of(material)
+    found = material.once(Activations)
     tokens = found.content.flatten()
     known, places, counts = torch.unique(tokens, return_inverse=True, return_counts=True)
     often = counts >= OFTEN
@@ -193,9 +188,7 @@ def token_neurons(material: Material) -> Scores:
     for layer, acts in found.values.items():
         flat = acts.flatten(0, 1)
         own, best = _explained_by_token(flat, places, counts, often)
-        drawn = np.stack(
-            [_explained_by_token(flat, places[o], counts, often)[0] for o in orders]
-        )
+        drawn = np.stack([_explained_by_token(flat, places[o], counts, often)[0] for o in orders])
         names = [neuron_name(layer, n) for n in range(flat.shape[1])]
         texts = material.model.tokens(known[best])
         details.update({n: f"token {t!r}" for n, t in zip(names, texts, strict=True)})
@@ -227,7 +220,7 @@ def _explained_by_token(
 
 def position_neurons(material: Material) -> Scores:
     """Score the share of a neuron's variance that the position explains, the first one aside."""
-    found = Activations.of(material)
+    found = material.once(Activations)
     parts, values = [], []
     rows, length = found.content.shape
     for layer, acts in found.values.items():
@@ -248,13 +241,12 @@ def position_neurons(material: Material) -> Scores:
 
 def dead(material: Material) -> Scores:
     """Score 1 for a neuron whose non-linearity never reads a value above 0 on the corpus."""
-    found = Activations.of(material)
+    found = material.once(Activations)
     tokens = found.content.numel()
     # how often a neuron active at one token in a thousand stays silent by chance
     chance = (1 - RARE) ** tokens
     parts, values = [], []
-    for layer in found.layers:
-        most, _ = found.most(layer)
+    for layer, most in found.highest.items():
         parts += [neuron_name(layer, n) for n in range(len(most))]
         values.append((most <= 0).astype(float))
     score = np.concatenate(values)

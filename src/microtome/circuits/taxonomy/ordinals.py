@@ -33,7 +33,7 @@ def token_lists(model: Model, lists: Mapping[str, Sequence[str]]) -> dict[str, t
     """
     if model.tokenizer is None:
         return {}
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name, members in {**LISTS, **lists}.items():
         for front, label in (("", name), (" ", f"{name} behind a space")):
             ids = [_single(model, front + text) for text in members]

@@ -6,8 +6,14 @@ import numpy as np
 import torch
 
 from microtome.circuits.taxonomy.detector import Detector, Scores
-from microtome.circuits.taxonomy.material import Material, Reading, head_name
-from microtome.circuits.taxonomy.shuffles import LayerScore, key_shuffle, of_layers, row_exchange
+from microtome.circuits.taxonomy.material import Material, head_name
+from microtome.circuits.taxonomy.shuffles import (
+    LayerScore,
+    best_offset,
+    key_shuffle,
+    of_layers,
+    row_exchange,
+)
 from microtome.errors import TokenizerError
 
 NEAR = 4
@@ -46,33 +52,18 @@ def local(material: Material) -> Scores:
 def positional(material: Material) -> Scores:
     """Score the highest peak of attention at one offset other than the previous token's."""
     reading = material.repeats
-    offset = _offsets(reading.tokens.shape[1])
     details: dict[str, str] = {}
 
     def score(layer: int) -> LayerScore | None:
-        return _best_offset(reading, layer, offset, details)
+        found = best_offset(reading, layer)
+        if found is None:
+            return None
+        scores, offsets = found
+        for head, offset in enumerate(offsets):
+            details[head_name(layer, head)] = f"offset {offset}"
+        return scores
 
     return of_layers(reading, material.heads, score, details=details)
-
-
-def _best_offset(
-    reading: Reading, layer: int, offset: torch.Tensor, details: dict[str, str]
-) -> LayerScore | None:
-    """Return each head's score at its best offset, corrected for the choice."""
-    choices = [o for o in range(offset.shape[0] // 2) if o != 1]
-    scored = [
-        (o, s) for o in choices if (s := key_shuffle(reading, layer, offset == o)) is not None
-    ]
-    if not scored:
-        return None
-    table = np.stack([s.score for _, s in scored])
-    best = table.argmax(0)
-    heads = np.arange(table.shape[1])
-    for head in heads:
-        details[head_name(layer, head)] = f"offset {scored[best[head]][0]}"
-    sd = np.stack([s.sd for _, s in scored])[best, heads]
-    p = np.stack([s.p for _, s in scored])[best, heads]
-    return LayerScore(table[best, heads], sd, np.minimum(1.0, p * len(scored)))
 
 
 def delimiters(material: Material) -> Scores:

@@ -39,7 +39,7 @@ def redundancy(material: Material) -> Scores:
     extra = np.array(
         [found[0] - row - lost[a] - lost[b] for (a, b), row in zip(pairs, both, strict=True)]
     )
-    return _scores(material, pairs, extra / Effects.of(material).unit, examples.clusters)
+    return _scores(material, pairs, extra / material.once(Effects).unit, examples.clusters)
 
 
 def _candidates(material: Material, universe: tuple[str, ...]) -> list[str]:
@@ -72,7 +72,7 @@ REDUNDANCY = (
     Detector(
         "redundant pair", "pair",
         "metric lost when both parts are ablated less the sum of what each loses alone, as a "
-        "share of the mean difference between clean and corrupt",
+        "share of the mean size of the metric in the clean and the corrupt run",
         "Wang 2022", "behavior", "the excess of random clusters with its sign flipped",
         redundancy, nulls=("shuffle", "others"), threshold=0.05, standing="microtome",
     ),

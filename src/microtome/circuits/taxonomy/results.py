@@ -27,9 +27,9 @@ class PartNames(Result, schema="part-names"):
     Attributes:
         table: One row for each part and detector: ``part``, ``kind``, ``name``, ``score``,
             ``threshold`` (NaN where none is customary), ``z`` (the smallest over the nulls), ``p``
-            (the largest), ``q`` (adjusted over all parts and detectors of the kind), ``labelled``,
-            the hardest ``null`` with ``null_mean`` and ``null_sd``, ``z_shuffle``, ``z_others``,
-            ``z_twin``, whether a further ``condition`` holds, and a ``detail``.
+            (the largest), ``q`` (adjusted over all parts and detectors of the kind),
+            ``stands_out`` (from all nulls), ``labelled`` (beats the threshold, too), the hardest
+            ``null`` with ``null_mean`` and ``null_sd``, ``z_shuffle``, ``z_others``, ``z_twin``, whether a further ``condition`` holds, and a ``detail``.
         detectors: Every detector's name, kind, definition, source, needs, shuffle, nulls, threshold
             and standing.
         not_run: Why a detector was not run, by name.
@@ -84,13 +84,22 @@ class PartNames(Result, schema="part-names"):
     def summary(self) -> str:
         """Return the names in a few lines."""
         found = self.labelled
+        below = self.table[self.table["stands_out"] & ~self.table["labelled"]]
+        below = below[below["kind"] == "head"]
         lines = [
             f"{len(found)} names for {found['part'].nunique()} parts of {self.model}, "
             f"{len(self.table)} tests against nulls with {self.twins} twins."
         ]
-        for name, rows in found.groupby("name", sort=False):
-            parts = ", ".join(rows["part"].tolist()[:12])
-            more = f" and {len(rows) - 12} more" if len(rows) > 12 else ""
-            lines.append(f"{name}: {parts}{more}")
+        for rows, label in ((found, ""), (below, " (stands out, below the customary value)")):
+            for name, some in rows.groupby("name", sort=False):
+                lines.append(f"{name}{label}: {_listed(some)}")
         lines += [f"not run: {name} ({why})" for name, why in self.not_run.items()]
         return "\n".join(lines)
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    """Return parts with their scores, best first, twelve at most."""
+    ordered = rows.sort_values("score", ascending=False, kind="stable")
+    shown = [f"{p} {s:.2f}" for p, s in zip(ordered["part"], ordered["score"], strict=True)][:12]
+    more = f" and {len(rows) - 12} more" if len(rows) > 12 else ""
+    return ", ".join(shown) + more

@@ -37,9 +37,7 @@ class LayerScore:
     p: np.ndarray
 
 
-def key_shuffle(
-    reading: Reading, layer: int, target: torch.Tensor, *, tries: int = 1
-) -> LayerScore | None:
+def key_shuffle(reading: Reading, layer: int, target: torch.Tensor) -> LayerScore | None:
     """Score attention on fixed key positions against shuffles of each query's visible keys.
 
     The mean and variance over all shuffles are known in closed form (sampling without
@@ -49,7 +47,6 @@ def key_shuffle(
         reading: The reading.
         layer: The layer.
         target: Which keys count ``[query, key]``.
-        tries: Targets among which this one was chosen as the best; p is multiplied with it.
 
     Returns:
         The scores, None where too few queries see a target.
@@ -70,7 +67,42 @@ def key_shuffle(
     count = mass.shape[0] * mass.shape[2]
     found, chance = mass.mean((0, 2)), (wanted * mean).mean((0, 2))
     sd = spread.sum((0, 2)).sqrt() / count
-    return _excess(found.numpy(), chance.numpy(), sd.numpy(), tries=tries)
+    return _excess(found.numpy(), chance.numpy(), sd.numpy())
+
+
+def best_offset(reading: Reading, layer: int) -> tuple[LayerScore, np.ndarray] | None:
+    """Score attention at each head's best offset other than 1, as :func:`key_shuffle` does.
+
+    The p value is multiplied with the number of offsets that were tried.
+
+    Returns:
+        The scores and the offsets ``[head]``, None where too few queries see a key.
+    """
+    pattern, visible = reading.patterns[layer].double(), reading.visible(layer)
+    seen = visible.sum(1)
+    kept = pattern * visible
+    mean = kept.sum(-1) / seen
+    variance = (kept.square().sum(-1) / seen - mean.square()).clamp(min=0)
+    rows, length = pattern.shape[0], pattern.shape[2]
+    scored, offsets = [], []
+    for offset in range(length // 2):
+        queries = (torch.diagonal(visible, -offset) & (seen[offset:] >= SEEN)).nonzero()[:, 0]
+        if offset == 1 or len(queries) < 2:
+            continue
+        found = torch.diagonal(pattern, -offset, 2, 3)[:, :, queries].mean((0, 2))
+        places = queries + offset
+        chance = mean[:, :, places].mean((0, 2))
+        sd = variance[:, :, places].sum((0, 2)).sqrt() / (rows * len(queries))
+        scored.append(_excess(found.numpy(), chance.numpy(), sd.numpy()))
+        offsets.append(offset)
+    if not scored:
+        return None
+    best = np.stack([s.score for s in scored]).argmax(0)
+    heads = np.arange(len(best))
+    score, sd, p = (
+        np.stack([getattr(s, name) for s in scored])[best, heads] for name in ("score", "sd", "p")
+    )
+    return LayerScore(score, sd, np.minimum(1.0, p * len(scored))), np.array(offsets)[best]
 
 
 def row_exchange(
@@ -111,12 +143,11 @@ def row_exchange(
 
 
 def _excess(
-    found: np.ndarray, chance: np.ndarray, sd: np.ndarray, *, df: float = np.inf, tries: int = 1
+    found: np.ndarray, chance: np.ndarray, sd: np.ndarray, *, df: float = np.inf
 ) -> LayerScore:
     left = np.maximum(1 - chance, 1e-6)
     score, sd = (found - chance) / left, np.maximum(sd / left, 1e-6)
-    p = np.minimum(1.0, tries * stats.t.sf(score / sd, df))
-    return LayerScore(score, sd, p)
+    return LayerScore(score, sd, stats.t.sf(score / sd, df))
 
 
 def of_layers(
