@@ -88,7 +88,7 @@ def _writer(material: Material, layer: int, head: int) -> tuple[torch.Tensor, to
 def _reader(
     material: Material, layer: int, head: int, port: str
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return what a port reads the stream with ``[d_model, d_head]`` and its smaller Gram matrix."""
+    """Return what a port reads with ``[d_model, d_head]``, and its smaller Gram matrix."""
     attention = material.anatomy.blocks[layer].attention
     if attention is None or not {"q", "k"} <= set(attention.projections):
         return None

@@ -77,6 +77,7 @@ def name_parts(
     Raises:
         ModelSupportError: If the model is not a transformer or reads fewer than 8 tokens.
         UnknownNameError: If a detector does not exist.
+        EmptyDataError: If no detector applies; the message says why.
         ConfigError: If ``twins`` is less than 1.
 
     Example:
@@ -101,7 +102,7 @@ def name_parts(
     tables = [compare(d, scores, others[d.name]) for d, scores in own.items()]
     settings = {"detectors": [d.name for d in chosen], "twins": twins}
     return PartNames(
-        table=decide(_joined(tables)),
+        table=decide(_joined(tables, run.refused)),
         detectors=tuple(_facts(d) for d in chosen),
         not_run=run.refused,
         left_out={d.name: s.left_out for d, s in own.items() if s.left_out},
@@ -198,11 +199,12 @@ def _examples(model: Model, behavior: Behavior | Examples | None) -> tuple[Examp
     return (train if len(train) else examples), behavior.metric
 
 
-def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _joined(tables: Sequence[pd.DataFrame], refused: Mapping[str, str]) -> pd.DataFrame:
     import pandas as pd
 
     if not tables:
-        raise EmptyDataError("No detector applies to the model; see the reasons one by one.")
+        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        raise EmptyDataError(f"No detector applies. {reasons}.")
     return pd.concat(tables, ignore_index=True)
 
 

@@ -29,7 +29,8 @@ class PartNames(Result, schema="part-names"):
             ``threshold`` (NaN where none is customary), ``z`` (the smallest over the nulls), ``p``
             (the largest), ``q`` (adjusted over all parts and detectors of the kind),
             ``stands_out`` (from all nulls), ``labelled`` (beats the threshold, too), the hardest
-            ``null`` with ``null_mean`` and ``null_sd``, ``z_shuffle``, ``z_others``, ``z_twin``, whether a further ``condition`` holds, and a ``detail``.
+            ``null`` with ``null_mean`` and ``null_sd``, ``z_shuffle``, ``z_others``, ``z_twin``,
+            whether a further ``condition`` holds, and a ``detail``.
         detectors: Every detector's name, kind, definition, source, needs, shuffle, nulls, threshold
             and standing.
         not_run: Why a detector was not run, by name.
