@@ -92,6 +92,7 @@ def test_names_are_the_same_again_and_after_saving(found: PartNames, tmp_path: P
     assert loaded.table.equals(found.table) and loaded.not_run == found.not_run
 
 
+@pytest.mark.slow
 def test_twins_of_small_random_models_get_no_names() -> None:
     named = 0
     for seed in range(20):
@@ -267,6 +268,19 @@ def test_the_hardest_null_decides() -> None:
     assert row["null"] == "twin" and row["z"] == row["z_twin"] < row["z_shuffle"] == 10
     alone = compare(detector, own, []).iloc[0]
     assert alone["z"] == 10 and np.isnan(alone["z_twin"])
+
+
+def test_the_page_lists_every_detector_with_its_source() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "names.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for detector in DETECTORS:
+        row = next(r for r in rows if detector.name in r.split("|")[1].strip().split(", "))
+        assert detector.source in row
+        assert (
+            detector.threshold is None
+            or detector.name == "dead"
+            or f"{detector.threshold:g}" in row
+        )
 
 
 def test_errors() -> None:

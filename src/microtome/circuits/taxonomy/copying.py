@@ -107,7 +107,9 @@ def successor(material: Material) -> Scores:
         values.append(right / total)
         means.append(mean)
         sds.append(sd)
-        ps.append(stats.t.sf((values[-1] - mean) / sd, DRAWS - 1))
+        # few ordinals give few hits: counts under exchanges are close to Poisson's law
+        counted = stats.poisson.sf(right - 1, max(mean * total, 1.0))
+        ps.append(max(stats.t.sf((values[-1] - mean) / sd, DRAWS - 1), counted))
         details[head_name(layer, head)] = f"best: {best[1] or 'no list'} {best[0]:.0%}"
     return Scores(
         tuple(head_name(n, h) for n, h in heads),

@@ -5,6 +5,7 @@ Made once and shown to the model and to its twins alike.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,6 +42,9 @@ WINDOW = 64
 
 WINDOWS = 96
 """Windows of the corpus."""
+
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +137,18 @@ def make_inputs(
 
 
 def _candidates(model: Model) -> torch.Tensor:
-    """Return the ids of ordinary tokens: all but the special ones."""
+    """Return the ids of ordinary tokens: not the special ones, and no fallback bytes."""
     anatomy = require_anatomy(model.anatomy, "Naming parts")
     known = anatomy.vocab
     if anatomy.embed_token is not None:
         known = min(known, len(model.weights.W_E))
-    special = set(getattr(model.tokenizer, "all_special_ids", ()) or ())
-    return torch.tensor([i for i in range(known) if i not in special])
+    if model.tokenizer is None:
+        return torch.arange(known)
+    special = set(model.tokenizer.all_special_ids)
+    pieces = model.tokenizer.convert_ids_to_tokens(list(range(known)))
+    # bytes that stand in for unknown characters were hardly ever trained on
+    odd = {i for i, piece in enumerate(pieces) if piece is None or _BYTE.fullmatch(piece)}
+    return torch.tensor([i for i in range(known) if i not in special | odd])
 
 
 def _draw(candidates: torch.Tensor, count: int, stream: np.random.Generator) -> torch.Tensor:

@@ -24,7 +24,7 @@ OFTEN = 8
 RARE = 0.001
 """Share of tokens at which the rarest neuron that is not dead is active."""
 
-SHUFFLES = 10
+SHUFFLES = 6
 """Shuffles of the corpus's tokens."""
 
 VALUES = 60_000_000
@@ -282,13 +282,13 @@ NEURONS = (
         "token", "neuron",
         "share of the activation's variance that being at one token explains, the best token",
         "Gurnee 2024", "corpus", "the corpus's tokens shuffled", token_neurons,
-        nulls=("shuffle",), threshold=0.5,
+        nulls=("shuffle", "twin"), threshold=0.5,
     ),
     Detector(
         "position", "neuron",
         "share of the activation's variance that the position explains, the first one aside",
         "Voita 2023, Gurnee 2024", "corpus", "no link with the position (Beta law)",
-        position_neurons, nulls=("shuffle",), threshold=0.5,
+        position_neurons, nulls=("shuffle", "twin"), threshold=0.5,
     ),
     Detector(
         "dead", "neuron",

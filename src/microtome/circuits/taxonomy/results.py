@@ -27,7 +27,7 @@ class PartNames(Result, schema="part-names"):
     Attributes:
         table: One row for each part and detector: ``part``, ``kind``, ``name``, ``score``,
             ``threshold`` (NaN where none is customary), ``z`` (the smallest over the nulls), ``p``
-            (the largest), ``q`` (adjusted over all parts and detectors of the kind),
+            (the largest), ``q`` (adjusted over the family of tests),
             ``stands_out`` (from all nulls), ``labelled`` (beats the threshold, too), the hardest
             ``null`` with ``null_mean`` and ``null_sd``, ``z_shuffle``, ``z_others``, ``z_twin``,
             whether a further ``condition`` holds, and a ``detail``.
