@@ -48,7 +48,6 @@ def found() -> PartNames:
         ("attention sink", set()),
         ("positional", {"a0.h2"}),  # a duplicate-token head looks at the token itself, too
         ("token", {"m0.n0", "m1.n5"}),
-        ("position", {"m0.n1"}),
         ("dead", {"m0.n2"}),
         ("confidence", {"m1.n5"}),
     ],
@@ -63,6 +62,13 @@ def test_the_planted_pair_composes_through_keys(found: PartNames) -> None:
     best = found.scores("composition").iloc[0]
     assert best["part"] == "a0.h1->a1.h2<k>"
     assert best["z_shuffle"] > 10 and best["z_others"] > 10
+
+
+def test_the_planted_position_neuron_is_the_first(found: PartNames) -> None:
+    """Neurons of twins follow positions by chance, so that it stands out from no twin."""
+    best = found.scores("position").iloc[0]
+    assert best["part"] == "m0.n1" and best["score"] > 0.99 and best["z_shuffle"] > 100
+    assert best["null"] == "twin" and best["z_twin"] == best["z"]
 
 
 def test_every_name_keeps_the_rule(found: PartNames) -> None:

@@ -1,9 +1,9 @@
 """The rule by which a part gets a name: false discoveries, the customary value, and z.
 
 A part has to stand out from every null that applies, so its p value is the largest over them
-(intersection-union test, Berger 1982) and its z the smallest. Over all heads and detectors, and over
-the parts of every other detector, the false-discovery rate is held at 5 % (Benjamini and Hochberg
-1995).
+(intersection-union test, Berger 1982) and its z the smallest. Over all heads and detectors, and
+over the parts of every other detector, the false-discovery rate is held at 5 % (Benjamini and
+Hochberg 1995).
 """
 
 from __future__ import annotations

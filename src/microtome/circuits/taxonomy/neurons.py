@@ -21,7 +21,7 @@ SILENT = 0.01
 OFTEN = 8
 """Times a token must occur to be a neuron's own."""
 
-RARE = 0.001
+RARE = 0.003
 """Share of tokens at which the rarest neuron that is not dead is active."""
 
 SHUFFLES = 6
@@ -243,7 +243,7 @@ def dead(material: Material) -> Scores:
     """Score 1 for a neuron whose non-linearity never reads a value above 0 on the corpus."""
     found = material.once(Activations)
     tokens = found.content.numel()
-    # how often a neuron active at one token in a thousand stays silent by chance
+    # how often the rarest neuron that is not dead stays silent by chance
     chance = (1 - RARE) ** tokens
     parts, values = [], []
     for layer, most in found.highest.items():
