@@ -43,6 +43,7 @@ def found() -> PartNames:
         ("previous token", {"a0.h1"}),
         ("duplicate token", {"a0.h2"}),
         ("induction", {"a1.h2"}),
+        ("induction in text", {"a1.h2"}),
         ("copying", {"a1.h2"}),
         ("copy suppression", {"a1.h3"}),
         ("attention sink", set()),

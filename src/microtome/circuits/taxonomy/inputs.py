@@ -63,6 +63,7 @@ class Inputs:
         depths: Where the needle begins ``[row]``.
         needle: Tokens of a needle.
         corpus: Windows of the corpus ``[row, pos]``, None without one.
+        text_repeats: Windows of the corpus in the periods of ``repeats`` ``[row, pos]``.
         delimiters: Where they hold marks or white space only ``[row, pos]``.
         lists: Token ids of ordinal lists, by name.
         examples: Examples of the behavior, None without one.
@@ -82,6 +83,7 @@ class Inputs:
     depths: np.ndarray
     needle: int
     corpus: torch.Tensor | None
+    text_repeats: torch.Tensor | None
     delimiters: torch.Tensor | None
     lists: Mapping[str, tuple[int, ...]]
     examples: Examples | None
@@ -121,6 +123,7 @@ def make_inputs(
     needle = max(2, min(NEEDLE, (length - len(front)) // 4))
     needles, depths = _needles(candidates, front, length, needle, stream)
     windows, marks, missing = _corpus(model, corpus, front, seed)
+    told = None if windows is None else _text_repeats(windows, periods, len(front), length)
     ordinals = token_lists(model, lists)
     if not ordinals:
         missing["ordinal lists"] = (
@@ -132,7 +135,7 @@ def make_inputs(
         missing["circuit"] = "no circuit was given"
     return Inputs(
         seed, candidates, len(front), repeats, periods, noised, replaced, needles, depths, needle,
-        windows, marks, ordinals, examples, metric, circuit, missing,
+        windows, told, marks, ordinals, examples, metric, circuit, missing,
     )  # fmt: skip
 
 
@@ -170,6 +173,16 @@ def _repeats(
             torch.cat([torch.tensor(front, dtype=torch.long), span.repeat(length)])[:length]
         )
     return torch.stack(rows), periods
+
+
+def _text_repeats(
+    windows: torch.Tensor, periods: np.ndarray, first: int, length: int
+) -> torch.Tensor:
+    rows = []
+    for number, period in enumerate(periods):
+        row = windows[number % len(windows)]
+        rows.append(torch.cat([row[:first], row[first : first + period].repeat(length)])[:length])
+    return torch.stack(rows)
 
 
 def _noised(

@@ -45,7 +45,16 @@ def duplicate(material: Material) -> Scores:
 
 def induction(material: Material) -> Scores:
     """Score attention to what followed earlier copies; heads must also copy what they attend to."""
-    reading, inputs = material.repeats, material.inputs
+    return _induction(material, material.repeats)
+
+
+def induction_in_text(material: Material) -> Scores:
+    """Score the same in periodic windows of the corpus, for models that know no random tokens."""
+    return _induction(material, material.text_repeats)
+
+
+def _induction(material: Material, reading: Reading) -> Scores:
+    inputs = material.inputs
     targets = _after_same(reading.tokens, inputs.first)
     details, allowed = _copies(material, reading)
     return of_layers(
@@ -165,6 +174,12 @@ MATCHING = (
         "attention to what followed earlier copies of the token, beyond chance; the head must also "
         "copy: OV eigenvalues sum to more than 0 and the next token is lifted by more than 3 sd",
         "Olsson 2022, Elhage 2021", "random tokens", ROWS, induction, threshold=0.4,
+    ),
+    Detector(
+        "induction in text", "head",
+        "the same in windows of the corpus, each repeated with its own period, for models to which "
+        "random tokens mean nothing",
+        "Olsson 2022, Elhage 2021", "corpus", ROWS, induction_in_text, threshold=0.4,
     ),
     Detector(
         "fuzzy induction", "head",

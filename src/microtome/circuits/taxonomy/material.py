@@ -90,6 +90,17 @@ class Material:
         return self._read(self.inputs.repeats)
 
     @functools.cached_property
+    def text_repeats(self) -> Reading:
+        """The reading of periodic windows of the corpus.
+
+        Raises:
+            ModelSupportError: If there is no corpus.
+        """
+        if self.inputs.text_repeats is None:
+            raise ModelSupportError(self.inputs.missing.get("corpus", "no corpus was given"))
+        return self._read(self.inputs.text_repeats)
+
+    @functools.cached_property
     def noised(self) -> Reading:
         """The reading of noised periods."""
         return self._read(self.inputs.noised)
