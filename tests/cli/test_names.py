@@ -50,7 +50,7 @@ def test_the_table(tmp_path: Path) -> None:
     model.module.save_pretrained(tmp_path / "planted")
     shown = call(str(tmp_path / "planted"), "--detector", "attention sink", "--detector", "mover")
     assert shown.exit_code == 0 and "no behavior was given" in shown.stderr
-    assert "6 twins" in shown.stderr
+    assert "4 twins" in shown.stderr
 
 
 def test_an_unknown_detector(folder: str) -> None:

@@ -47,7 +47,7 @@ def name(
     everything: Annotated[
         bool, typer.Option("--all", help="Show every named part, not the first ones of each name.")
     ] = False,
-    twins: Annotated[int, typer.Option(help="Twins that stand as a null.", min=1)] = 6,
+    twins: Annotated[int, typer.Option(help="Twins that stand as a null.", min=1)] = 4,
     n: Annotated[int, typer.Option(help="Items of a generated behavior.", min=20)] = 200,
     out: Annotated[Path | None, typer.Option(help="File for the whole result (.json).")] = None,
     seed: Seed = 0,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from microtome.circuits.results import Circuit
     from microtome.tracing.model import Model
 
-TWINS = 6
+TWINS = 4
 """Twins that stand as a null for what weights and random tokens show."""
 
 COSTLY = 32
