@@ -37,6 +37,7 @@ _NAMES = {
     "Evidence": "microtome.circuits.verdict:Evidence",
     "FaithfulnessCurve": "microtome.circuits.results:FaithfulnessCurve",
     "Nulls": "microtome.circuits.results:Nulls",
+    "PartNames": "microtome.circuits.taxonomy.results:PartNames",
     "Stability": "microtome.circuits.results:Stability",
     "Verdict": "microtome.circuits.results:Verdict",
     "curve": "microtome.circuits.evaluation:curve",
@@ -44,6 +45,7 @@ _NAMES = {
     "evaluate": "microtome.circuits.evaluation:evaluate",
     "find": "microtome.circuits.finding:find",
     "minimality": "microtome.circuits.evaluation:minimality",
+    "name_parts": "microtome.circuits.taxonomy.naming:name_parts",
     "search_nulls": "microtome.circuits.nulls:search_nulls",
     "stability": "microtome.circuits.variation:stability",
 }

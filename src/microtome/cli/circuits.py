@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import circuit_finding, circuit_tests
+from microtome.cli import circuit_finding, circuit_names, circuit_tests
 
 app = typer.Typer(help="Find, judge, test and draw circuits.", no_args_is_help=True)
 app.command("find")(circuit_finding.find)
 app.command("evaluate")(circuit_finding.evaluate)
 app.command("test")(circuit_tests.test)
 app.command("versus")(circuit_tests.versus)
+app.command("name")(circuit_names.name)

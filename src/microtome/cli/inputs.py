@@ -156,7 +156,7 @@ def maximize(
         raise UsageError("Give a corpus with --texts FILE or --texts FOLDER.")
     with Bars() as bars:
         found = maximized(
-            opened, unit, texts=_read(texts), length=length, population=population,
+            opened, unit, texts=read_texts(texts), length=length, population=population,
             iterations=iterations, seed=seed, progress=bars,
         )  # fmt: skip
     saved = None if out is None else str(found.save(out))
@@ -228,7 +228,7 @@ def _maximize_pixels(
 _SHADES = " .:-=+*#%@"
 
 
-def _read(paths: list[Path]) -> list[str]:
+def read_texts(paths: list[Path]) -> list[str]:
     """Return the texts of files, and of all files below folders that are UTF-8."""
     from microtome.errors import DataError
 
