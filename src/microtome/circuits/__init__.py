@@ -14,11 +14,17 @@ _NAMES = {
     "Stability": "microtome.circuits.results:Stability",
     "Verdict": "microtome.circuits.results:Verdict",
     "curve": "microtome.circuits.evaluation:curve",
+    "Difference": "microtome.circuits.differences:Difference",
     "decide": "microtome.circuits.verdict:decide",
+    "diagram": "microtome.circuits.diagrams:diagram",
+    "difference": "microtome.circuits.differences:difference",
     "evaluate": "microtome.circuits.evaluation:evaluate",
     "find": "microtome.circuits.finding:find",
+    "exchange": "microtome.circuits.exchange",
     "minimality": "microtome.circuits.evaluation:minimality",
+    "nested": "microtome.circuits.growing:nested",
     "search_nulls": "microtome.circuits.nulls:search_nulls",
+    "slider": "microtome.circuits.growing:slider",
     "stability": "microtome.circuits.nulls:stability",
 }
 
