@@ -142,10 +142,10 @@ class Drawn:
         whole = len(edges) <= max_edges or self.circuit.level == "node"
         if not whole:
             ends = {name for edge in edges[:max_edges] for name in (edge.source, edge.target)}
-            nodes = [node for node in nodes if node.name in ends]
+            nodes = [n for n in nodes if n.name in ends or n.kind in ("embed", "logits")]
             note = (
                 f"{numbers.count(len(nodes))} of {numbers.count(len(self.nodes))} nodes of the "
-                "circuit are drawn: those that these edges join."
+                "circuit are drawn: the ends of these edges."
             )
         check_nodes(len(nodes))
         shown = {node.name for node in nodes}

@@ -136,6 +136,7 @@ def faithfulness_by_size(curve: FaithfulnessCurve, unit: str) -> Curve:
         ),
         x_label=f"{unit} in the circuit",
         y_label=f"faithfulness ({curve.ablation} ablation)",
+        chosen_label="shown",
         target=SUFFICIENT,
         log_x=True,
     )

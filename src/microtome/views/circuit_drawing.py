@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from microtome.views.circuit import CircuitDiagram, Edge, Node
 
 NAMES, MARK, PER_ROW = 84.0, 7.0, 16
-THINNEST, THICKEST = 0.8, 5.0
+THINNEST, THICKEST, MANY = 0.8, 5.0, 80
 GROUP_DASHES: tuple[tuple[float, ...], ...] = (
     (), (1.6, 0.8), (0.35, 0.6), (2.4, 0.6, 0.35, 0.6), (1.0, 1.0), (3.0, 1.2),
 )  # fmt: skip
@@ -53,7 +53,8 @@ class CircuitDrawing:
             view,
             left=left,
             right=left + area,
-            pitch=44.0 if view.layers > 8 else 60.0,
+            # Many edges between near rows need height, or they all run flat.
+            pitch=44.0 if view.layers > 8 and len(view.drawn) < MANY else 60.0,
             header=20.0 + MARK * max(0, rows - 1) if self.narrow else 0.0,
             thin=2.0 if self.narrow else max(20.0, MARK * rows + 10),
         )
@@ -140,7 +141,7 @@ class CircuitDrawing:
         edge = one.edge
         share = abs(edge.weight) / self.edge_limit
         wide = THINNEST + (THICKEST - THINNEST) * share
-        if len(self.view.drawn) > 80:
+        if len(self.view.drawn) > MANY:
             wide = 0.6 + 0.7 * (wide - THINNEST)
         start, first, second, end = (f"{coordinate(x)} {coordinate(y)}" for x, y in one.points)
         look, dash = self._look(edge, wide)
@@ -158,7 +159,7 @@ class CircuitDrawing:
             fill="none",
             stroke_width=wide,
             stroke_dasharray=dash,
-            stroke_opacity=coordinate(0.35 + 0.6 * share),
+            stroke_opacity=coordinate(max(0.6 if edge.group else 0.0, 0.35 + 0.6 * share)),
             data_ends=f"{self.number[edge.source]} {self.number[edge.target]}",
             **stage,
         )

@@ -13,7 +13,7 @@ _HOMES = {
     "dot": ("dot_text", "read_dot", "write_dot"),
     "graphml": ("graphml_text", "read_graphml", "write_graphml"),
     "mib": ("mib_document", "read_mib", "write_mib"),
-    "reading": ("format_of", "read_circuit", "write_circuit"),
+    "reading": ("format_of", "read_circuit", "read_scores", "write_circuit"),
     "scored": ("ScoredCircuit",),
     "shape": ("Block", "Shape"),
 }  # fmt: skip

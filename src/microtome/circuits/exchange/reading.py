@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal, get_args
 
+from microtome.circuits.edge_scores import EdgeScores
 from microtome.circuits.exchange.circuit_tracer import (
     read_attribution_graph,
     write_attribution_graph,
@@ -16,6 +17,7 @@ from microtome.circuits.exchange.files import LIMIT_BYTES, read_json
 from microtome.circuits.exchange.graphml import read_graphml, write_graphml
 from microtome.circuits.exchange.mib import read_mib, write_mib
 from microtome.circuits.exchange.scored import ScoredCircuit
+from microtome.circuits.parts import scores_by_name
 from microtome.circuits.results import Circuit
 from microtome.errors import ConfigError, FormatError
 from microtome.store.results import Result
@@ -71,8 +73,24 @@ def read_circuit(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> ScoredC
     raise FormatError(f"{path} holds a {found.schema!r}; expected a circuit")
 
 
+def read_scores(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> dict[str, float]:
+    """Read scores by name of the part: ``EdgeScores``, or those of a circuit of any format.
+
+    Raises:
+        FormatError: The file is damaged, or holds no scores.
+    """
+    if format_of(path, limit_bytes=limit_bytes) == "microtome":
+        found = Result.load(path)
+        if isinstance(found, EdgeScores):
+            return scores_by_name(found)
+    scores = dict(read_circuit(path, limit_bytes=limit_bytes).scores)
+    if not scores:
+        raise FormatError(f"{path} holds no scores; expected scores of edges")
+    return scores
+
+
 def write_circuit(
-    path: str | Path, scored: ScoredCircuit, *, to: Format, d_model: int | None = None
+    path: str | Path, scored: ScoredCircuit, *, to: str, d_model: int | None = None
 ) -> Path:
     """Write a circuit in a format.
 
@@ -91,7 +109,9 @@ def write_circuit(
         raise ConfigError(f"format {to!r}; expected one of {', '.join(FORMATS)}")
     if to == "mib":
         if d_model is None:
-            raise ConfigError("the MIB format states the model's width; give d_model")
+            raise ConfigError(
+                "the MIB format states the model's width; give d_model (--d-model, or --model)"
+            )
         return write_mib(path, scored, d_model=d_model)
     if to == "circuit-tracer":
         slug = Path(path).stem if Path(path).suffix == ".json" else "circuit"
