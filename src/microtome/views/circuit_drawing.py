@@ -317,7 +317,8 @@ def _shape(placed: Placed, radius: float, *children: object, **look: object) -> 
 
 def _wrap(text: str, width: float) -> list[str]:
     lines: list[str] = []
-    for word in text.split():
+    # Not split(): a thin space inside a number must not break.
+    for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and text_width(longer, 12) <= width:
             lines[-1] = longer

@@ -75,8 +75,9 @@ def scored_of(listing: Listing, *, where: str) -> ScoredCircuit:
     if info and info["shape"] is not None:
         shape = Shape.from_plain(info["shape"], where=f"the shape in {where}")
         universe = shape.universe(level)
-    if unknown := [p for p in parts if p not in set(universe)][:1]:
-        raise FormatError(f"{where} has the {level} {unknown[0]!r}, which its model does not have")
+    known = frozenset(universe)
+    if unknown := next((p for p in parts if p not in known), None):
+        raise FormatError(f"{where} has the {level} {unknown!r}, which its model does not have")
     circuit = Circuit(
         parts=tuple(p for p in universe if p in parts and parts[p][0]),
         universe=universe,
