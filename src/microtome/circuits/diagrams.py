@@ -94,12 +94,11 @@ class Drawn:
         known = bool(self.scores)
         found = {}
         for name, (source, target) in ends.items():
-            weight = self.scores.get(name, 0.0) if known else 1.0
             readers = _readers(target, sizes, named)
+            weight = self.scores.get(name, 0.0) / len(readers) if known else 1.0
             group = self.groups.get(name, "" if known else PLAIN)
             found[name] = tuple(
-                Edge(source.node, reader, weight / len(readers), _port(target), group)
-                for reader in readers
+                Edge(source.node, reader, weight, _port(target), group) for reader in readers
             )
         return dict(sorted(found.items(), key=lambda item: -sum(abs(e.weight) for e in item[1])))
 

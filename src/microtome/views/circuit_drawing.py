@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 NAMES, MARK, PER_ROW = 84.0, 7.0, 16
 THINNEST, THICKEST, MANY = 0.8, 5.0, 80
+ALIKE = 0.3
+"""Share of the full width that edges have which are all of one strength."""
+
 GROUP_DASHES: tuple[tuple[float, ...], ...] = (
     (), (1.6, 0.8), (0.35, 0.6), (2.4, 0.6, 0.35, 0.6), (1.0, 1.0), (3.0, 1.2),
 )  # fmt: skip
@@ -62,6 +65,7 @@ class CircuitDrawing:
         self.lane = self.right - (lane - 28 if heads else 0.0)
         self.number = {node.name: index for index, node in enumerate(view.nodes)}
         self.edge_limit = max((abs(edge.weight) for edge in view.drawn), default=1.0)
+        self.weighted = len({abs(edge.weight) for edge in view.drawn}) > 1
         strengths = [node.strength for node in view.nodes]
         self.limit = view.limit or symmetric_limit(strengths)
         self.groups = view.group_names
@@ -139,7 +143,7 @@ class CircuitDrawing:
 
     def _edge(self, one: Route) -> Markup:
         edge = one.edge
-        share = abs(edge.weight) / self.edge_limit
+        share = abs(edge.weight) / self.edge_limit if self.weighted else ALIKE
         wide = THINNEST + (THICKEST - THINNEST) * share
         if len(self.view.drawn) > MANY:
             wide = 0.6 + 0.7 * (wide - THINNEST)
@@ -262,7 +266,7 @@ class CircuitDrawing:
         return [(solid, 36, "raises"), (dashed, 36, "lowers")]
 
     def _width_key(self) -> list[tuple[Markup, float, str]]:
-        if len({abs(edge.weight) for edge in self.view.drawn}) < 2:
+        if not self.weighted:
             return []
         unit = f" {self.view.unit}" if self.view.unit else ""
         return [(Markup(""), 0, f"widest edge: {numbers.number(self.edge_limit)}{unit}")]

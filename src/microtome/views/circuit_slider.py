@@ -108,7 +108,9 @@ class CircuitSlider(View):
             for number, stage in enumerate(self.stages)
         )
         curve = tag("div", self._curve(), class_="mt-slider-curve") if self.curve else None
-        parts = tag("div", self._drawing(), curve, class_="mt-slider-parts")
+        # A wide drawing leaves no room beside it: the curve then stands above, near the slider.
+        order = (curve, self._drawing()) if self._crowded else (self._drawing(), curve)
+        parts = tag("div", *order, class_="mt-slider-parts")
         now = tag("p", said, class_="mt-slider-now", aria_live="polite")
         return tag("div", control, now, parts, class_="mt-slider", data_slider=True)
 
@@ -143,11 +145,15 @@ class CircuitSlider(View):
                 found[part] = self._shown(steps)
         return found
 
+    @property
+    def _crowded(self) -> bool:
+        return len(self.diagram.drawn) > CROWDED
+
     def _drawing(self) -> Markup:
         stages = self._stages()
-        crowded = len(self.diagram.drawn) > CROWDED
-        wide = CircuitDrawing(self.diagram, WIDE if crowded or not self.curve else BESIDE, stages)
-        if crowded:
+        width = WIDE if self._crowded or not self.curve else BESIDE
+        wide = CircuitDrawing(self.diagram, width, stages)
+        if self._crowded:
             return tag("div", wide.draw(), class_="mt-scroll")
         return join_variants(wide.draw(), CircuitDrawing(self.diagram, NARROW, stages).draw())
 
