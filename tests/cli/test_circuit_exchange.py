@@ -79,6 +79,15 @@ def test_show_draws_with_and_without_a_slider(tmp_path: Path) -> None:
         run("show", source, "--out", tmp_path / "c.png")
 
 
+def test_show_draws_attribution_graphs_of_other_programs(tmp_path: Path) -> None:
+    graph = tmp_path / "g.json"
+    run("convert", stored(tmp_path, "c", 6), graph, "--to", "circuit-tracer")
+    document = json.loads(graph.read_text(encoding="utf-8"))
+    del document["metadata"]["microtome"]
+    graph.write_text(json.dumps(document), encoding="utf-8")
+    assert "of an attribution graph drawn" in run("show", graph, "--out", tmp_path / "g.svg")
+
+
 def test_diff_prints_and_draws(tmp_path: Path) -> None:
     first, second = stored(tmp_path, "one", 8), stored(tmp_path, "two", 4)
     found = json.loads(run("diff", first, second, "--json"))

@@ -11,7 +11,7 @@ from microtome.cli.options import Json, open_model, print_json, print_table, say
 
 if TYPE_CHECKING:
     from microtome.circuits.exchange.scored import ScoredCircuit
-    from microtome.views import CircuitSlider
+    from microtome.views import CircuitDiagram, CircuitSlider
 
 CircuitFile = Annotated[
     Path, typer.Argument(help="A circuit: of microtome, MIB, circuit-tracer, GraphML or DOT.")
@@ -88,6 +88,11 @@ def show(
     from microtome.store.atomic import write_text
 
     kind = _picture_kind(out)
+    if (foreign := _foreign(source, max_edges)) is not None:
+        document = foreign.to_svg() if kind == ".svg" else foreign.to_document(source.name)
+        write_text(out, document)
+        print(f"{len(foreign.drawn)} edges of an attribution graph drawn in {out}.")
+        return
     found = _read(source, scores, None)
     classes = {k: str(v) for k, v in read_json(collapse).items()} if collapse else None
     drawing = diagram(found.circuit, found.scores, classes=classes, max_edges=max_edges)
@@ -162,6 +167,16 @@ def _read(source: Path, scores: Path | None, model: str | None) -> ScoredCircuit
     else:
         found = read_circuit(source)
     return ScoredCircuit(found.circuit, read_scores(scores)) if scores else found
+
+
+def _foreign(source: Path, max_edges: int) -> CircuitDiagram | None:
+    """Return the diagram of another program's attribution graph, None for anything else."""
+    from microtome.circuits.exchange import diagram_of, format_of, read_attribution_graph
+
+    if format_of(source) != "circuit-tracer":
+        return None
+    graph = read_attribution_graph(source)
+    return None if "microtome" in graph.extra else diagram_of(graph, max_edges=max_edges)
 
 
 def _width(model: str) -> int:

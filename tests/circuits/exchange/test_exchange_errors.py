@@ -17,6 +17,7 @@ from microtome.circuits.exchange import (
     Shape,
     attribution_graph,
     circuit_of,
+    diagram_of,
     dot_text,
     graphml_text,
     mib_document,
@@ -197,6 +198,12 @@ def test_attribution_graphs_of_latents_are_read_but_are_no_circuit(tmp_path: Pat
     assert graph.extra == {"info": {"creator": "somebody"}}
     with pytest.raises(FormatError, match="but not turned into a circuit"):
         circuit_of(graph)
+    document["links"].append({"source": "1_7_0", "target": "3_0_0", "weight": -9.0})
+    view = diagram_of(read_attribution_graph(put(tmp_path, document)), max_edges=2)
+    assert [(e.source, e.target, e.weight) for e in view.drawn][0] == ("1_7_0", "3_0_0", -9.0)
+    kinds = {node.name: node.kind for node in view.nodes}
+    assert (kinds["1_7_0"], kinds["3_0_0"]) == ("latent", "logits")
+    assert "2 of 4 edges are drawn" in view.remark()
 
 
 def test_hostile_slugs_and_positions_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ _HOMES = {
         "AttributionGraph", "AttributionNode", "Link", "read_attribution_graph",
         "write_attribution_graph",
     ),
+    "circuit_tracer_drawing": ("diagram_of",),
     "dot": ("dot_text", "read_dot", "write_dot"),
     "graphml": ("graphml_text", "read_graphml", "write_graphml"),
     "mib": ("mib_document", "read_mib", "write_mib"),

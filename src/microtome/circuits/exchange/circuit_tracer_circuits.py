@@ -95,14 +95,14 @@ def circuit_of(graph: AttributionGraph) -> ScoredCircuit:
     """Return the edge circuit that ``attribution_graph`` wrote.
 
     Raises:
-        FormatError: If the graph is another one: of latents, or of another program. Look at it
-            with ``circuits.diagram`` instead.
+        FormatError: If the graph is another one: of latents, or of another program; draw it with
+            ``diagram_of`` instead.
     """
     own = graph.extra.get(_OWN)
     if not isinstance(own, dict):
         raise FormatError(
             f"{graph.slug!r} is no circuit of heads and MLPs that microtome wrote: its metadata "
-            "lack 'microtome'; it can be drawn, but not turned into a circuit"
+            "lack 'microtome'; it can be drawn (diagram_of), but not turned into a circuit"
         )
     where = f"'microtome' of {graph.slug!r}"
     component = Shape.from_plain(field(own, "shape", list, where=where), where=where).graph()
