@@ -93,6 +93,7 @@ def slider(
     check_nodes(len(found.nodes))
     edges = [edge for part_edges in found.edges.values() for edge in part_edges]
     whole = found.diagram(max_edges=max(1, len(edges)), unit=unit, marks=False)
+    shown = frozenset(whole.edges)
     sizes = [len(circuit) for circuit in drawn]
     values = {} if curve is None else dict(zip(curve.sizes, curve.faithfulness, strict=True))
     nan = math.nan
@@ -106,7 +107,7 @@ def slider(
                 nodes=frozenset(circuit.parts)
                 if circuit.level == "node"
                 else frozenset(name for edge in kept for name in (edge.source, edge.target)),
-                edges=frozenset(edge for edge in kept if edge in set(whole.edges)),
+                edges=frozenset(kept) & shown,
                 value=nan if at is None else at.value,
                 low=nan if at is None else at.low,
                 high=nan if at is None else at.high,
