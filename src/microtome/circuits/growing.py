@@ -11,7 +11,6 @@ import numpy as np
 from microtome.circuits.diagrams import Drawn, check_nodes
 from microtome.circuits.parts import Scores
 from microtome.circuits.results import Circuit, Level
-from microtome.circuits.verdict import SUFFICIENT
 from microtome.errors import ConfigError
 from microtome.views import CircuitSlider, Curve, Series, Stage
 
@@ -124,6 +123,9 @@ def slider(
 
 def faithfulness_by_size(curve: FaithfulnessCurve, unit: str) -> Curve:
     """Return a curve over the number of parts, sizes of 0 left out because its axis is a ratio."""
+    # Imported here: with it come the model libraries, which a drawing without a curve can spare.
+    from microtome.circuits.verdict import SUFFICIENT
+
     rows = [(size, f) for size, f in zip(curve.sizes, curve.faithfulness, strict=True) if size > 0]
     return Curve(
         (
