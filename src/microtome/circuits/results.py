@@ -16,6 +16,8 @@ from microtome.store.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from microtome.circuits.parts import Scores
+    from microtome.views import CircuitDiagram
 
 Level = Literal["node", "edge"]
 
@@ -66,6 +68,27 @@ class Circuit(Result, version=2):
 
         kept = self.kept
         return pd.DataFrame({self.level: self.universe, "kept": [n in kept for n in self.universe]})
+
+    def diagram(
+        self,
+        scores: Scores | None = None,
+        *,
+        classes: Mapping[str, str] | None = None,
+        max_edges: int = 200,
+    ) -> CircuitDiagram:
+        """Return the circuit as a layered diagram; see :func:`microtome.circuits.diagram`.
+
+        Args:
+            scores: Scores of its parts, ``EdgeScores`` or a mapping by name: width and sign.
+            classes: Named class of nodes; the diagram's ``collapsed()`` joins those of one class.
+            max_edges: How many edges are drawn, the strongest.
+
+        Raises:
+            ConfigError: If more nodes would be drawn than can be told apart.
+        """
+        from microtome.circuits.diagrams import diagram
+
+        return diagram(self, scores, classes=classes, max_edges=max_edges)
 
 
 @dataclass(frozen=True, eq=False)

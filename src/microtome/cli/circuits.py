@@ -1,14 +1,21 @@
-"""``microtome circuit``: the commands about circuits."""
+"""``microtome circuit``: the commands about circuits, each in a file of its own."""
 
 from __future__ import annotations
 
 import typer
 
-from microtome.cli import circuit_finding, circuit_names, circuit_tests
+from microtome.cli import circuit_exchange, circuit_finding, circuit_names, circuit_tests
 
-app = typer.Typer(help="Find, judge, test and draw circuits.", no_args_is_help=True)
+app = typer.Typer(
+    name="circuit",
+    help="Find, judge, test, name, draw and convert circuits.",
+    no_args_is_help=True,
+)
 app.command("find")(circuit_finding.find)
 app.command("evaluate")(circuit_finding.evaluate)
 app.command("test")(circuit_tests.test)
 app.command("versus")(circuit_tests.versus)
 app.command("name")(circuit_names.name)
+app.command("show")(circuit_exchange.show)
+app.command("diff")(circuit_exchange.diff)
+app.command("convert")(circuit_exchange.convert)

@@ -10,9 +10,11 @@ The signatures::
     TokenStrips(strips, limit, unit, scale)
     HeatMap(values, row_labels, col_labels, row_axis, col_axis, title, unit, zero, highlight,
             highlight_label, limit, signed)
-    Node(name, kind, layer, index, label, strength, group); Edge(source, target, weight, port)
+    Node(name, kind, layer, index, label, strength, group)
+    Edge(source, target, weight, port, group)
     CircuitDiagram(nodes, edges, n_layers, n_heads, has_mlp, max_edges, unit, strength_label,
-                   limit)
+                   limit, groups, left_out, note)
+    Stage(size, nodes, edges, value, low, high); CircuitSlider(diagram, stages, curve, chosen)
     Series(name, x, y, low, high, category); NullBand(x, low, high, n, name)
     Curve(series, x_label, y_label, null, chosen, chosen_label, target, target_label, log_x,
           y_range)
@@ -35,6 +37,7 @@ from microtome.core.lazy import lazy_names
 
 _HOMES = {
     "circuit": ("CircuitDiagram", "Edge", "Node"),
+    "circuit_slider": ("CircuitSlider", "Stage"),
     "controls": ("Control", "ControlsTable"),
     "curve": ("Curve", "NullBand", "Series"),
     "distribution": ("Distribution", "Sample"),

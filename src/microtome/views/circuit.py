@@ -18,6 +18,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 from microtome.errors import ShapeError, UnknownNameError, nearest
@@ -32,6 +33,9 @@ Port = Literal["", "q", "k", "v"]
 
 CROWDED = 40
 """With more edges than this, one layout serves all widths."""
+
+MOST_ROWS = 1000
+"""Rows of the table behind the picture at most, for edges."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,14 @@ class Edge:
         target: Name of the node it enters.
         weight: Signed strength.
         port: Port of a head that it enters, or "" if that is not known.
+        group: Named class it belongs to, which then gives color and dash instead of the sign.
     """
 
     source: str
     target: str
     weight: float
     port: Port = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +99,9 @@ class CircuitDiagram(Drawing):
         unit: Unit of the weights.
         strength_label: What the fill of a node shows.
         limit: Strength of the full color; the largest magnitude if None.
+        groups: Order of the groups, for their colors; first come, first served if empty.
+        left_out: Weights of further edges, whose nodes are not drawn either; they are counted.
+        note: A sentence behind the line that counts what is not drawn.
 
     Raises:
         ShapeError: Two nodes of one name, a layer or head outside the model, a node of
@@ -109,6 +118,9 @@ class CircuitDiagram(Drawing):
     unit: str = ""
     strength_label: str = "effect of the part"
     limit: float | None = None
+    groups: Sequence[str] = ()
+    left_out: Sequence[float] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Check names, layers and kinds."""
@@ -152,22 +164,29 @@ class CircuitDiagram(Drawing):
         inner = [node.layer for node in self.nodes if node.kind not in ("embed", "logits")]
         return max(inner, default=-1) + 1
 
-    @property
+    @cached_property
     def drawn(self) -> list[Edge]:
         """The edges that are drawn, the strongest first."""
         usable = [edge for edge in self.edges if math.isfinite(edge.weight) and edge.weight]
         ranked = sorted(usable, key=lambda e: (-abs(e.weight), e.source, e.target, e.port))
         return ranked[: self.max_edges]
 
+    @cached_property
+    def group_names(self) -> list[str]:
+        """The groups of nodes and of drawn edges, in the order of their colors."""
+        named = [*(node.group for node in self.nodes), *(edge.group for edge in self.drawn)]
+        used = dict.fromkeys(group for group in named if group)
+        return [*(g for g in self.groups if g in used), *(g for g in used if g not in self.groups)]
+
     def remark(self) -> str:
         """Return the line that counts what is not drawn, or "" if everything is."""
         drawn, parts = self.drawn, []
-        hidden = len(self.edges) - len(drawn)
-        if hidden:
-            finite = [abs(edge.weight) for edge in self.edges if math.isfinite(edge.weight)]
+        weights = [*(edge.weight for edge in self.edges), *self.left_out]
+        if len(weights) > len(drawn):
+            finite = [abs(weight) for weight in weights if math.isfinite(weight)]
             share = 1 - sum(abs(edge.weight) for edge in drawn) / (sum(finite) or 1.0)
             parts.append(
-                f"{numbers.count(len(drawn))} of {numbers.count(len(self.edges))} edges are drawn, "
+                f"{numbers.count(len(drawn))} of {numbers.count(len(weights))} edges are drawn, "
                 f"the strongest; the others carry {numbers.percent(max(0.0, share))} of the summed "
                 "strength."
             )
@@ -177,7 +196,7 @@ class CircuitDiagram(Drawing):
                 parts.append(
                     f"{numbers.count(inside)} of {numbers.count(total)} {word} in the circuit."
                 )
-        return " ".join(parts)
+        return " ".join([*parts, *filter(None, (self.note,))])
 
     def _universe(self) -> list[tuple[str, str, int]]:
         if self.n_heads is None:
@@ -204,12 +223,12 @@ class CircuitDiagram(Drawing):
                 first = replace(first, name=f"{text} {first.layer}", label=text, strength=total)
             nodes.append(first)
             renamed |= {node.name: first.name for node in group}
-        weights: dict[tuple[str, str, Port], float] = defaultdict(float)
+        weights: dict[tuple[str, str, Port, str], float] = defaultdict(float)
         for edge in self.edges:
             source, target = renamed[edge.source], renamed[edge.target]
             if source != target:
-                weights[source, target, edge.port] += edge.weight
-        edges = tuple(Edge(s, t, weight, port) for (s, t, port), weight in weights.items())
+                weights[source, target, edge.port, edge.group] += edge.weight
+        edges = tuple(Edge(s, t, weight, port, g) for (s, t, port, g), weight in weights.items())
         return replace(self, nodes=tuple(nodes), edges=edges, n_heads=None, n_layers=self.layers)
 
     def draw(self, width: int) -> Markup:
@@ -224,5 +243,13 @@ class CircuitDiagram(Drawing):
             for node in sorted(self.nodes, key=lambda n: (-abs(n.strength or 0.0), n.name))
         ]
         ranked = sorted(self.edges, key=lambda e: (-abs(e.weight), e.source, e.target))
-        rows += [["edge", edge.source, edge.target, edge.weight, edge.port] for edge in ranked]
-        return Table(("kind", "from", "to", "strength", "group or port"), rows)
+        rows += [
+            ["edge", e.source, e.target, e.weight, ", ".join(filter(None, (e.port, e.group)))]
+            for e in ranked[:MOST_ROWS]
+        ]
+        caption = ""
+        if len(ranked) > MOST_ROWS:
+            caption = (
+                f"The {numbers.count(MOST_ROWS)} strongest of {numbers.count(len(ranked))} edges."
+            )
+        return Table(("kind", "from", "to", "strength", "group or port"), rows, caption)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from microtome.views import colorbar, numbers
@@ -14,18 +16,34 @@ from microtome.views.palette import Shade, shade, symmetric_limit
 from microtome.views.view import svg
 
 if TYPE_CHECKING:
-    from microtome.views.circuit import CircuitDiagram, Node
+    from microtome.views.circuit import CircuitDiagram, Edge, Node
 
 NAMES, MARK, PER_ROW = 84.0, 7.0, 16
-THINNEST, THICKEST = 0.8, 5.0
+THINNEST, THICKEST, MANY = 0.8, 5.0, 80
+ALIKE = 0.3
+"""Share of the full width that edges have which are all of one strength."""
+
+GROUP_DASHES: tuple[tuple[float, ...], ...] = (
+    (), (1.6, 0.8), (0.35, 0.6), (2.4, 0.6, 0.35, 0.6), (1.0, 1.0), (3.0, 1.2),
+)  # fmt: skip
+"""Dashes by which groups of edges are told apart without color, in widths."""
 
 
 class CircuitDrawing:
-    """One circuit diagram at one width."""
+    """One circuit diagram at one width.
 
-    def __init__(self, view: CircuitDiagram, width: int) -> None:
+    Stages say when nodes (by name) and edges are shown: a node or edge without one always.
+    """
+
+    def __init__(
+        self,
+        view: CircuitDiagram,
+        width: int,
+        stages: Mapping[str | Edge, Mapping[str, str]] | None = None,
+    ) -> None:
         """Lay out the diagram for a width in pixels."""
         self.view = view
+        self.stages = stages or {}
         self.narrow = width < 520
         heads = view.n_heads or 0
         self.per_row = min(heads, PER_ROW) or 1
@@ -38,7 +56,8 @@ class CircuitDrawing:
             view,
             left=left,
             right=left + area,
-            pitch=44.0 if view.layers > 8 else 60.0,
+            # Many edges between near rows need height, or they all run flat.
+            pitch=44.0 if view.layers > 8 and len(view.drawn) < MANY else 60.0,
             header=20.0 + MARK * max(0, rows - 1) if self.narrow else 0.0,
             thin=2.0 if self.narrow else max(20.0, MARK * rows + 10),
         )
@@ -46,9 +65,13 @@ class CircuitDrawing:
         self.lane = self.right - (lane - 28 if heads else 0.0)
         self.number = {node.name: index for index, node in enumerate(view.nodes)}
         self.edge_limit = max((abs(edge.weight) for edge in view.drawn), default=1.0)
+        self.weighted = len({abs(edge.weight) for edge in view.drawn}) > 1
         strengths = [node.strength for node in view.nodes]
         self.limit = view.limit or symmetric_limit(strengths)
-        self.groups = list(dict.fromkeys(node.group for node in view.nodes if node.group))
+        self.groups = view.group_names
+        self.ports: dict[str, set[str]] = defaultdict(set)
+        for edge in view.drawn:
+            self.ports[edge.target] |= {edge.port} - {""}
 
     def draw(self) -> Markup:
         """Return the whole drawing."""
@@ -120,27 +143,41 @@ class CircuitDrawing:
 
     def _edge(self, one: Route) -> Markup:
         edge = one.edge
-        share = abs(edge.weight) / self.edge_limit
+        share = abs(edge.weight) / self.edge_limit if self.weighted else ALIKE
         wide = THINNEST + (THICKEST - THINNEST) * share
-        if len(self.view.drawn) > 80:
+        if len(self.view.drawn) > MANY:
             wide = 0.6 + 0.7 * (wide - THINNEST)
         start, first, second, end = (f"{coordinate(x)} {coordinate(y)}" for x, y in one.points)
-        up = edge.weight > 0
-        dash = None if up else f"{coordinate(3 + wide)} {coordinate(2 + wide)}"
+        look, dash = self._look(edge, wide)
+        stage = dict(self.stages.get(edge, {}))
+        look = f"{look} {stage.pop('class_', '')}".strip()
         unit = f"{numbers.THIN}{self.view.unit}" if self.view.unit else ""
         port = f" ({edge.port})" if edge.port else ""
         title = f"{edge.source} → {edge.target}{port} · {numbers.signed(edge.weight)}{unit}"
+        title += f" · {edge.group}" if edge.group else ""
         return tag(
             "path",
             tag("title", title),
             d=f"M{start}C{first} {second} {end}",
-            class_="edge up" if up else "edge down",
+            class_=look,
             fill="none",
             stroke_width=wide,
             stroke_dasharray=dash,
-            stroke_opacity=coordinate(0.35 + 0.6 * share),
+            stroke_opacity=coordinate(max(0.6 if edge.group else 0.0, 0.35 + 0.6 * share)),
             data_ends=f"{self.number[edge.source]} {self.number[edge.target]}",
+            **stage,
         )
+
+    def _look(self, edge: Edge, wide: float) -> tuple[str, str | None]:
+        """Class and dash of an edge: by its group if it has one, otherwise by its sign."""
+        if edge.group:
+            index = self.groups.index(edge.group)
+            parts = GROUP_DASHES[index % len(GROUP_DASHES)]
+            dash = " ".join(coordinate(part * (2 + wide)) for part in parts)
+            return f"edge in-group {ring_class(index)}", dash or None
+        if edge.weight > 0:
+            return "edge up", None
+        return "edge down", f"{coordinate(3 + wide)} {coordinate(2 + wide)}"
 
     def _tone(self, node: Node) -> Shade:
         return shade(node.strength, self.limit)
@@ -164,11 +201,12 @@ class CircuitDrawing:
         if node.group:
             kind = ring_class(self.groups.index(node.group))
             ring = _shape(placed, placed.radius + 3, class_=f"node-ring {kind}", fill="none")
-        return tag("g", ring, mark, self._notches(placed), data_node=self.number[node.name])
+        parts = ring, mark, self._notches(placed)
+        stage = self.stages.get(node.name, {})
+        return tag("g", *parts, data_node=self.number[node.name], **stage)
 
     def _notches(self, placed: Placed) -> Markup | None:
-        ports = {edge.port for edge in self.view.drawn if edge.target == placed.node.name} - {""}
-        if placed.node.kind != "head" or not ports:
+        if placed.node.kind != "head" or not self.ports[placed.node.name]:
             return None
         places = [port_place(placed, port) for port in ("q", "k", "v")]
         path = "".join(f"M{coordinate(x)} {coordinate(y - 2)}v4" for x, y in places)
@@ -176,8 +214,10 @@ class CircuitDrawing:
 
     def _label(self, placed: Placed) -> Markup:
         x, _, _, _ = placed.text
+        stage = dict(self.stages.get(placed.node.name, {}))
+        look = f"site halo {stage.pop('class_', '')}".strip()
         return tag(
-            "text", placed.label, x=x, y=placed.y + 4, class_="site halo", font_size=LABEL_SIZE
+            "text", placed.label, x=x, y=placed.y + 4, class_=look, font_size=LABEL_SIZE, **stage
         )
 
     def _keys(self) -> tuple[Markup, float]:
@@ -213,7 +253,7 @@ class CircuitDrawing:
 
     def _edge_keys(self) -> list[tuple[Markup, float, str]]:
         """Mark, room for it, and text of each key about edges."""
-        if not self.view.drawn:
+        if all(edge.group for edge in self.view.drawn):
             return []
         solid = tag("path", d="M0 8h28", class_="edge up", stroke_width=2.5)
         dashed = tag(
@@ -226,18 +266,28 @@ class CircuitDrawing:
         return [(solid, 36, "raises"), (dashed, 36, "lowers")]
 
     def _width_key(self) -> list[tuple[Markup, float, str]]:
-        if not self.view.drawn:
+        if not self.weighted:
             return []
         unit = f" {self.view.unit}" if self.view.unit else ""
         return [(Markup(""), 0, f"widest edge: {numbers.number(self.edge_limit)}{unit}")]
 
     def _group_keys(self) -> list[tuple[Markup, float, str]]:
         keys = []
+        rings = {node.group for node in self.view.nodes}
+        lines = {edge.group: edge for edge in self.view.drawn}
         for index, name in enumerate(self.groups):
-            ring = tag(
-                "circle", cx=8, cy=8, r=6, class_=f"node-ring {ring_class(index)}", fill="none"
-            )
-            keys.append((ring, 22.0, shorten(visible_label(name), 40)))
+            text = shorten(visible_label(name), 40)
+            mark, room = Markup(""), 0.0
+            if name in lines:
+                look, dash = self._look(lines[name], 2.0)
+                line = {"class_": look, "stroke_width": 2.5, "stroke_dasharray": dash}
+                mark, room = tag("path", d="M0 8h28", **line), 36.0
+            if name in rings:
+                place = {"cx": room + 8, "cy": 8, "r": 6}
+                look = f"node-ring {ring_class(index)}"
+                mark += tag("circle", class_=look, fill="none", **place)
+                room += 22.0
+            keys.append((mark, room, text))
         return keys
 
 
@@ -271,7 +321,8 @@ def _shape(placed: Placed, radius: float, *children: object, **look: object) -> 
 
 def _wrap(text: str, width: float) -> list[str]:
     lines: list[str] = []
-    for word in text.split():
+    # Not split(): a thin space inside a number must not break.
+    for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and text_width(longer, 12) <= width:
             lines[-1] = longer

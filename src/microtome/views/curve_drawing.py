@@ -142,9 +142,10 @@ class CurveDrawing:
         return join(parts)
 
     def _chosen(self) -> Markup | None:
-        chosen = self.view.chosen
-        if chosen is None:
-            return None
+        return None if self.view.chosen is None else self.vertical(self.view.chosen)
+
+    def vertical(self, chosen: float) -> Markup:
+        """Return the thin line at a chosen size, with its label."""
         x = self.x(chosen)
         value = numbers.count(int(chosen)) if float(chosen).is_integer() else numbers.number(chosen)
         text = f"{self.view.chosen_label}: {value}"

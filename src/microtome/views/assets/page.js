@@ -76,6 +76,7 @@
   document.addEventListener("scroll", hide, { passive: true, capture: true });
 
   // One stop of the Tab key per picture; arrows move inside it.
+  const hidden = (mark) => Boolean(mark && mark.closest(".off"));
   const rove = (marks, columns) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
     marks.forEach((mark, index) => {
@@ -86,7 +87,9 @@
       }
       mark.addEventListener("keydown", (event) => {
         if (event.key === "Escape") hide();
-        const to = event.key === "Home" ? 0 : event.key === "End" ? marks.length - 1 : index + step[event.key];
+        let to = event.key === "Home" ? 0 : event.key === "End" ? marks.length - 1 : index + step[event.key];
+        const on = event.key === "Home" || step[event.key] > 0 ? 1 : -1;
+        while (hidden(marks[to])) to += on;
         if (!(to >= 0 && to < marks.length)) return;
         event.preventDefault();
         mark.setAttribute("tabindex", "-1");
@@ -106,6 +109,25 @@
     if (!marks.length) continue;
     grid.closest("svg").setAttribute("role", "group");
     rove(marks, Number(grid.dataset.grid));
+  }
+
+  // A slider shows the parts of one stage: what lists the stage's number in data-steps.
+  for (const slider of all("[data-slider]")) {
+    const input = slider.querySelector("input");
+    const parts = all("[data-steps]", slider).map((part) => [part, new Set(part.dataset.steps.split(" "))]);
+    const now = slider.querySelector(".mt-slider-now");
+    const set = () => {
+      for (const [part, steps] of parts) part.classList.toggle("off", !steps.has(input.value));
+      for (const grid of all("[data-grid]", slider)) {
+        const marks = all("[tabindex]", grid);
+        const first = marks.find((mark) => !hidden(mark));
+        for (const mark of marks) mark.setAttribute("tabindex", mark === first ? "0" : "-1");
+      }
+      input.setAttribute("aria-valuetext", now.querySelector("[data-steps]:not(.off)").textContent);
+    };
+    slider.querySelector(".mt-slider-control").hidden = false;
+    input.addEventListener("input", () => { hide(); set(); });
+    set();
   }
 
   // Copy buttons appear only where the browser lets a page write to the clipboard.
