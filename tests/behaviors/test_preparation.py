@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.small import code_tokenizer, english_tokenizer
+from tests.small import code_tokenizer, tokenizer_for
 
 from microtome.behaviors import Behavior, Item, get, names
 from microtome.behaviors.preparation import SHARES, Encoder
-from microtome.behaviors.registry import CODE
 from microtome.errors import EmptyDataError, PairError, TokenizerError
 
 
@@ -121,8 +120,7 @@ def test_a_role_covers_both_prompts() -> None:
 
 
 FAST = code_tokenizer()
-ENGLISH = english_tokenizer()
-TOKENIZERS = {name: FAST if name in CODE else ENGLISH for name in names()}
+TOKENIZERS = {name: tokenizer_for(name) for name in names()}
 TEXTS = st.text(alphabet="ab ='\"([self.name, size\n", min_size=1, max_size=30)
 
 

@@ -15,6 +15,7 @@ _NAMES = {
     "custom_metric": "microtome.behaviors.metrics:custom_metric",
     "default_or_close": "microtome.behaviors.generators.code:default_or_close",
     "entity_tracking": "microtome.behaviors.generators.english:entity_tracking",
+    "for_in": "microtome.behaviors.generators.statements:for_in",
     "gendered_pronoun": "microtome.behaviors.generators.english:gendered_pronoun",
     "get": "microtome.behaviors.registry:get",
     "indirect_object": "microtome.behaviors.generators.english:indirect_object",
@@ -28,6 +29,7 @@ _NAMES = {
     "score": "microtome.behaviors.evaluate:evaluate",
     "self_assignment": "microtome.behaviors.generators.code:self_assignment",
     "subject_verb_agreement": "microtome.behaviors.generators.english:subject_verb_agreement",
+    "with_as": "microtome.behaviors.generators.statements:with_as",
 }
 
 __all__ = sorted(_NAMES)

@@ -6,13 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from microtome.behaviors.behavior import Behavior
-from microtome.behaviors.generators import code, english
+from microtome.behaviors.generators import code, english, statements
 from microtome.errors import UnknownNameError, nearest
 
-_GENERATORS: dict[str, Callable[..., Behavior]] = {**english.GENERATORS, **code.GENERATORS}
+_GENERATORS: dict[str, Callable[..., Behavior]] = {
+    **english.GENERATORS,
+    **code.GENERATORS,
+    **statements.GENERATORS,
+}
 
 CODE = tuple(code.GENERATORS)
-"""Names of the behaviors in Python code."""
+"""Names of the behaviors in Python code that have natural items."""
+
+PYTHON = (*CODE, *statements.GENERATORS)
+"""Names of all behaviors in Python code."""
 
 
 def names() -> tuple[str, ...]:
