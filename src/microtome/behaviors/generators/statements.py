@@ -11,6 +11,7 @@ from collections.abc import Callable
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.generators.frames import Draft, Words, generate
 from microtome.behaviors.generators.words import CLASSES, FUNCTIONS, IDENTIFIERS, unique
+from microtome.behaviors.items import Feature
 
 _LISTS = {"name": unique(IDENTIFIERS), "function": FUNCTIONS, "class": CLASSES}
 
@@ -78,7 +79,7 @@ def _looped(w: Words, shape: str, *, targets: int = 1, inside: bool = False) -> 
         return f"{start}⟦keyword:{keyword}⟧ ⟦target:{target}⟧"
 
     answers: dict[bool, tuple[str, ...]] = {True: (" in",), False: _OTHERS[other]}
-    features = {"keyword": "for" if loop else other, "targets": float(targets)}
+    features: dict[str, Feature] = {"keyword": "for" if loop else other, "targets": float(targets)}
     return Draft(text(loop), text(not loop), answers[loop], answers[not loop], names[0], features)
 
 
@@ -136,7 +137,7 @@ def _context(w: Words, shape: str, *, start: str = "") -> Draft:
         return f"{before}{start.format(**words)}⟦keyword:{keyword}⟧ ⟦call:{call}⟧"
 
     right, wrong = (" as", ":") if context else (":", " as")
-    features = {
+    features: dict[str, Feature] = {
         "keyword": "with" if context else other,
         "opened": shape.startswith("open("),
     }
