@@ -143,5 +143,5 @@ def neuron_step(
     error = abs(value - constant - float(single.sum())) / size
     return Step(
         "backward", f"m{layer}", pos, "what it writes along the direction", value, constant,
-        links, hidden, hidden_value, error, "nothing", explains=explains,
+        links, hidden, hidden_value, error, "", explains=explains,
     )  # fmt: skip

@@ -81,7 +81,7 @@ def forward_step(
     return Step(
         "forward", write.part, write.pos, "length of what it writes", float(write.value.norm()),
         0.0, tuple(ranked[:top]), max(0, len(ranked) - top), 0.0, _left_out(recorded, write),
-        f"the scale of every norm{missing}", explains=explains,
+        f"norm scales{missing}", explains=explains,
     )  # fmt: skip
 
 
@@ -90,62 +90,65 @@ def _read(recorded: Recorded, write: Write, layer: int, kind: str) -> torch.Tens
     return write.value / recorded.scale(layer, kind)[write.pos]
 
 
-def _port(
-    recorded: Recorded, write: Write, layer: int, head: int, name: str
-) -> tuple[torch.Tensor, float]:
-    """Return what a port gets of a write ``[d_head]``, and its size over all that it gets."""
-    matrix, constant = recorded.port(layer, name, head)
-    stream = recorded.stream(layer, "attn")[write.pos] / recorded.scale(layer, "attn")[write.pos]
-    part = _read(recorded, write, layer, "attn") @ matrix
-    return part, _share(part, stream @ matrix + constant)
-
-
 def _share(part: torch.Tensor, whole: torch.Tensor) -> float:
     return float(part.norm() / whole.norm().clamp(min=1e-30))
 
 
+def _weights(recorded: Recorded, layer: int, head: int) -> torch.Tensor:
+    """Return logits of a head's attention ``[query, key + 1]``, behind the keys those of a sink."""
+    scores = recorded.value(f"blocks.{layer}.attn.scores")[head]
+    scores = torch.where(scores > MASKED, scores, -torch.inf)
+    kept = recorded.value(f"blocks.{layer}.attn.pattern")[head].sum(-1).clamp(max=1)
+    # a sink takes what the pattern lacks to one; below this it is rounding
+    kept = torch.where(kept > 1 - 1e-5, 1.0, kept)
+    sink = scores.logsumexp(-1) + torch.log1p(-kept) - kept.log()
+    return torch.cat([scores, sink[:, None]], -1)
+
+
 def _asked(recorded: Recorded, write: Write, layer: int, head: int) -> Link:
     """Return what a head's query at the position gets, at the key whose attention moves most."""
-    part, share = _port(recorded, write, layer, head, "q")
+    part = _read(recorded, write, layer, "attn") @ recorded.port(layer, "q", head)[0]
     turned = part @ recorded.turn(layer, "q", head)[write.pos] * recorded.score_scale(layer)
     keys = recorded.value(f"blocks.{layer}.attn.k")[:, recorded.group(layer, head)]
-    pattern = recorded.value(f"blocks.{layer}.attn.pattern")[head, write.pos]
-    change = (keys @ turned)[: len(pattern)]
-    shift = pattern * (change - pattern @ change)
-    best = int(shift.abs().argmax())
+    weights = _weights(recorded, layer, head)[write.pos]
+    change = torch.where(weights.isfinite(), torch.cat([keys @ turned, torch.zeros(1)]), 0.0)
+    left = weights - change
+    moved = (weights.softmax(-1) - left.softmax(-1))[:-1]
+    best = int(moved.abs().argmax())
     return Link(
-        f"a{layer}.h{head}<q>", write.pos, float(change[best]), share, best, float(shift[best]),
-        f"score on {best}",
+        f"a{layer}.h{head}<q>", write.pos, float(change[best]), abs(float(moved[best])), best,
+        float(moved[best]), f"score on {best}",
     )  # fmt: skip
 
 
 def _found(recorded: Recorded, write: Write, layer: int, head: int) -> Link:
     """Return what a head's key at the position gets, at the query whose attention moves most."""
-    part, share = _port(recorded, write, layer, head, "k")
+    part = _read(recorded, write, layer, "attn") @ recorded.port(layer, "k", head)[0]
     turned = part @ recorded.turn(layer, "k", head)[write.pos] * recorded.score_scale(layer)
     queries = recorded.value(f"blocks.{layer}.attn.q")[:, head]
-    pattern = recorded.value(f"blocks.{layer}.attn.pattern")[head, :, write.pos]
-    seen = recorded.value(f"blocks.{layer}.attn.scores")[head, :, write.pos] > MASKED
-    change = torch.where(seen, queries @ turned, 0.0)
-    shift = pattern * (1 - pattern) * change
-    best = int(shift.abs().argmax())
-    if float(shift.abs().max()) == 0.0:
-        best = write.pos
+    weights = _weights(recorded, layer, head)
+    change = torch.where(weights[:, write.pos].isfinite(), queries @ turned, 0.0)
+    left = weights.clone()
+    left[:, write.pos] -= change
+    moved = (weights.softmax(-1) - left.softmax(-1))[:, write.pos]
+    best = int(moved.abs().argmax())
     return Link(
-        f"a{layer}.h{head}<k>", write.pos, float(change[best]), share, best, float(shift[best]),
-        f"score of {best}",
+        f"a{layer}.h{head}<k>", write.pos, float(change[best]), abs(float(moved[best])), best,
+        float(moved[best]), f"score of {best}",
     )  # fmt: skip
 
 
 def _moved(recorded: Recorded, write: Write, layer: int, head: int) -> Link:
-    """Return what a head's value at the position gets, and where most of it is moved to."""
-    part, share = _port(recorded, write, layer, head, "v")
+    """Return what a head moves of the write, to the position of whose write it is the most."""
+    part = _read(recorded, write, layer, "attn") @ recorded.port(layer, "v", head)[0]
+    output = recorded.written(layer, head)
     pattern = recorded.value(f"blocks.{layer}.attn.pattern")[head, :, write.pos]
-    best = int(pattern.argmax())
-    moved = float(pattern[best] * (part @ recorded.written(layer, head)).norm())
+    whole = (recorded.value(f"blocks.{layer}.attn.z")[:, head] @ output).norm(dim=-1)
+    shares = pattern * (part @ output).norm() / whole.clamp(min=1e-30)
+    best = int(shares.argmax())
     return Link(
-        f"a{layer}.h{head}<v>", write.pos, moved, share, best, float(pattern[best]),
-        f"moved to {best}",
+        f"a{layer}.h{head}<v>", write.pos, float(shares[best] * whole[best]), float(shares[best]),
+        best, float(pattern[best]), f"moved to {best}",
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def logit_reading(
     return Reading(
         "logits", pos, label, 2 * last, (pos,),
         (matrix @ factors / recorded.scale(last, "logits")[pos])[None],
-        value, float(constant @ factors), "the scale of the final norm",
+        value, float(constant @ factors), "norm scale",
     )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def neuron_reading(recorded: Recorded, layer: int, neuron: int, pos: int, branch
     value = recorded.value(f"blocks.{layer}.mlp.{branch}")[pos, neuron]
     gated = recorded.mlp(layer).gate is not None
     place = f"m{layer}.n{neuron}" + (f"<{'gate' if branch == 'gate' else 'up'}>" if gated else "")
-    held = "the norm's scale" + (", the other branch of the gate" if gated else "")
+    held = "norm scale" + (", other branch of the gate" if gated else "")
     return Reading(
         place, pos, "input of the gate" if branch == "gate" else "pre-activation",
         recorded.order(layer, "mlp"), (pos,),
@@ -100,7 +100,7 @@ def score_reading(
     value = float(recorded.value(f"blocks.{layer}.attn.scores")[head, query, key])
     # what stands beside the product: a bias of the distance, as in ALiBi
     beside = value - factor * float(q @ k)
-    held = f"the norm's scale and the {'key' if port == 'q' else 'query'}"
+    held = f"norm scale, {'key' if port == 'q' else 'query'}"
     return Reading(
         f"a{layer}.h{head}<{port}>", pos, "attention score", recorded.order(layer, "attn"), (pos,),
         (matrix @ seen / recorded.scale(layer, "attn")[pos])[None],
@@ -126,7 +126,7 @@ def value_reading(
     return Reading(
         f"a{layer}.h{head}<v>", pos, label, recorded.order(layer, "attn"),
         tuple(int(p) for p in places), read * (weights[places] / scales)[:, None],
-        value, float(weights.sum() * (constant @ output)), "the norm's scale and the pattern",
+        value, float(weights.sum() * (constant @ output)), "norm scale, pattern",
     )  # fmt: skip
 
 
@@ -138,5 +138,5 @@ def stream_reading(
     order = 2 * layer if layer == recorded.anatomy.n_layers else recorded.order(layer, kind)
     return Reading(
         place, pos, "length along the direction", order, (pos,), direction[None],
-        float(stream @ direction), 0.0, "nothing",
+        float(stream @ direction), 0.0, "",
     )  # fmt: skip

@@ -129,7 +129,8 @@ class Recorded:
         if path is None:
             return zero.double().cpu()
         with torch.no_grad():
-            return self.model.module.get_submodule(path).forward(zero[None])[0].double().cpu()
+            shift: torch.Tensor = self.model.module.get_submodule(path).forward(zero[None])[0]
+        return shift.double().cpu()
 
     def port(self, layer: int, name: str, head: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a head's ``q``, ``k`` or ``v`` projection does with the stream.

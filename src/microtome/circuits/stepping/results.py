@@ -25,11 +25,14 @@ class Link(Result, schema="step-link"):
         pos: Its position; -1 for biases, which have none.
         value: The effect, in the unit of the step or, forward, of the reader.
         share: Backward ``value`` over the sum of the absolute effects of all sources, signed.
-            Forward the size of what is read over the size of all that the reader reads there.
+            Forward how much of the reader it makes: for ``q`` and ``k`` the attention that moves
+            at the strongest pair when the write is taken out, for ``v`` its size over that of the
+            head's whole write, for neurons and logits its size over that of all they read.
         other: Another position that matters: the source position that gives a head most of its
             effect; forward the key of the strongest pair, the query, or where a value goes. None
             where there is none.
-        other_value: The effect through ``other`` alone.
+        other_value: The effect through ``other`` alone; forward the change of attention (``q``,
+            ``k``) or the attention (``v``).
         detail: More in words, such as the neurons moved most or the tokens raised and lowered.
     """
 
@@ -58,7 +61,7 @@ class Step(Result, schema="step"):
         hidden_value: The sum of their effects (0 forward, where units differ).
         unexplained: ``|value - constant - all effects|`` over the sum of absolute effects:
             rounding where the step is linear.
-        held: What is held fixed.
+        held: What is held fixed, empty where nothing is.
         steps: Steps on from the strongest links.
         explains: The link of the step above that this step goes into, empty at the root.
     """

@@ -41,9 +41,10 @@ NOTE = {
     "backward": "Direct effects with norms, patterns and other branches frozen as each step says: "
     "with those fixed they add up exactly. What a part does through later parts is in the steps "
     "below it, not in its own number.",
-    "forward": "Direct effects on what reads the stream later, with norms frozen. Shares compare "
-    "what is read of this write with all that is read there, so they rank readers of different "
-    "units; each step on follows the reader's whole write, not the part that came from here.",
+    "forward": "Direct effects on what reads the stream later, with norms frozen. A share is how "
+    "much of the reader the write makes: attention that moves when it is taken out of q or k, its "
+    "part of what a head moves, of what neurons or logits read. Each step on follows the reader's "
+    "whole write, not the part that came from here.",
 }
 
 
