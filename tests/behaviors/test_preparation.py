@@ -211,8 +211,13 @@ def test_roles_cover_the_marked_text_and_pairs_compare(name: str) -> None:
         made = by_text[e.text, decode(e.corrupt)]
         assert len(e.clean) == len(e.corrupt) and e.clean != e.corrupt
         assert not {a[0] for a in e.answers} & {w[0] for w in e.wrongs}
-        for answer, tokens in zip(made.answers, e.answers, strict=True):
-            assert decode((*e.clean, *tokens)) == made.clean + answer
+        if made.sets:
+            whole = [made.clean + answer for answer in made.answers]
+            starts = [decode((*e.clean, *tokens)) for tokens in e.answers]
+            assert all(any(text.startswith(start) for text in whole) for start in starts)
+        else:
+            for answer, tokens in zip(made.answers, e.answers, strict=True):
+                assert decode((*e.clean, *tokens)) == made.clean + answer
         for role, (span, other) in made.roles.items():
             start, stop = e.roles[role]
             assert made.clean[slice(*span)] in decode(e.clean[start:stop])
