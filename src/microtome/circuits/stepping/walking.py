@@ -80,8 +80,8 @@ def step(
     Backward, the place is a number that is linear in the residual stream with norms frozen: a logit
     (by default the likeliest token's against the runner-up's), a neuron's input, an attention score
     as the query or the key sees it, what a head or MLP writes along a direction. It is split into
-    what embeddings, heads, MLPs or neurons wrote. Forward, a part's write is followed to the ports
-    of later heads, to neurons and to the logits. From the strongest, steps go on.
+    what embeddings, heads, MLPs or neurons wrote. Forward, a part's write is followed to later
+    heads, neurons and logits. From the strongest, steps go on.
 
     Args:
         model: A transformer whose parts add to one residual stream.
@@ -110,7 +110,6 @@ def step(
 
     Example:
         >>> import microtome as mt
-        >>> from microtome.circuits.stepping import step
         >>> from microtome.models.families import build
         >>> found = step(mt.load(build("gpt2")), [1, 2, 3], "logits", top=3)
         >>> len(found.roots[0].links), found.unexplained < 1e-4
@@ -118,9 +117,8 @@ def step(
     """
     rules = _rules(way, depth, top, branch, neurons, generate)
     ids = list(model.tokenize(prompt)) if isinstance(prompt, str) else [int(i) for i in prompt]
-    if not ids:
+    if (length := len(ids)) == 0:
         raise PromptError("The prompt is empty; expected at least one token.")
-    length = len(ids)
     if generate:
         ids += model.generate([ids], max_new_tokens=generate).tokens[0]
     # causal models see the same at earlier positions, so one pass serves every generated token
@@ -135,7 +133,7 @@ def step(
         else:
             options = _Options(answer, against, other, direction)
             root = _backward(recorded, place, at, rules, options)
-        roots.append(root)
+        roots += [root]
     return Steps(
         tuple(model.tokens(ids)), length, tuple(roots), NOTE[way],
         collect(model, {"start": str(start), "way": way, "depth": depth, "top": top}),
