@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from microtome.behaviors.generators import code, english
 from microtome.behaviors.generators.words import IDENTIFIERS
+from microtome.behaviors.registry import get
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
 
@@ -30,6 +32,17 @@ def english_tokenizer() -> PreTrainedTokenizerFast:
     for generator in english.GENERATORS.values():
         texts += [item.clean for item in generator(100, seed=9).items]
     return byte_tokenizer(texts, 1024)
+
+
+@cache
+def tokenizer_for(behavior: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that knows most words of a behavior."""
+    if behavior in code.GENERATORS:
+        return code_tokenizer()
+    if behavior in english.GENERATORS:
+        return english_tokenizer()
+    texts = [item.clean + item.answers[0] for item in get(behavior, n=200, seed=9).items]
+    return byte_tokenizer(texts[:2000], 1024)
 
 
 def byte_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:

@@ -8,11 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from tests.small import code_tokenizer, english_tokenizer
+from tests.small import code_tokenizer, tokenizer_for
 
 from microtome.behaviors import get, load, names
 from microtome.behaviors.items import SPLITS
-from microtome.behaviors.registry import CODE
 from microtome.errors import DataError, EmptyDataError, FormatError, PairError, UnknownNameError
 
 GOOD = {"clean": "a b", "corrupt": "a c", "answer": "x", "wrong": "y"}
@@ -46,7 +45,7 @@ def test_saved_behaviors_come_back_whole(name: str, tmp_path: Path) -> None:
         )
         assert (a.cluster, a.template, a.split) == (b.cluster, b.template, b.split)
         assert dict(a.roles) == dict(b.roles) and dict(a.features) == dict(b.features)
-    tokenizer = code_tokenizer() if name in CODE else english_tokenizer()
+    tokenizer = tokenizer_for(name)
     assert [e.clean for e in loaded.prepare(tokenizer)] == [
         e.clean for e in behavior.prepare(tokenizer)
     ]

@@ -12,11 +12,16 @@ _NAMES = {
     "Item": "microtome.behaviors.items:Item",
     "Scores": "microtome.behaviors.evaluate:Scores",
     "bracket_closing": "microtome.behaviors.generators.code:bracket_closing",
+    "color_choice": "microtome.behaviors.generators.lookup:color_choice",
+    "contrast": "microtome.behaviors.contrasts:contrast",
     "custom_metric": "microtome.behaviors.metrics:custom_metric",
     "default_or_close": "microtome.behaviors.generators.code:default_or_close",
+    "docstring_arguments": "microtome.behaviors.generators.lookup:docstring_arguments",
     "entity_tracking": "microtome.behaviors.generators.english:entity_tracking",
+    "for_in": "microtome.behaviors.generators.statements:for_in",
     "gendered_pronoun": "microtome.behaviors.generators.english:gendered_pronoun",
     "get": "microtome.behaviors.registry:get",
+    "greater_than": "microtome.behaviors.generators.numbers:greater_than",
     "indirect_object": "microtome.behaviors.generators.english:indirect_object",
     "induction": "microtome.behaviors.generators.english:induction",
     "load": "microtome.behaviors.loaders:load",
@@ -28,6 +33,8 @@ _NAMES = {
     "score": "microtome.behaviors.evaluate:evaluate",
     "self_assignment": "microtome.behaviors.generators.code:self_assignment",
     "subject_verb_agreement": "microtome.behaviors.generators.english:subject_verb_agreement",
+    "two_digit_addition": "microtome.behaviors.generators.numbers:two_digit_addition",
+    "with_as": "microtome.behaviors.generators.statements:with_as",
 }
 
 __all__ = sorted(_NAMES)

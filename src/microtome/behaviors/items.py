@@ -34,6 +34,8 @@ class Item:
         features: Named human-readable properties of the clean prompt.
         natural: Whether it was cut from real text.
         source: Where it comes from: a generator, or a file and row.
+        sets: Whether answers and wrong answers are sets of which only their first tokens count, and
+            those that a tokenizer cannot tell apart are left out (years above and below another).
     """
 
     clean: str
@@ -47,6 +49,7 @@ class Item:
     features: Mapping[str, Feature] = field(default_factory=dict)
     natural: bool = False
     source: str = ""
+    sets: bool = False
 
     def inverted(self) -> Item:
         """Return the item with answers and wrong answers exchanged."""

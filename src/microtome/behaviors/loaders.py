@@ -6,7 +6,7 @@ Columns:
   In JSONL several answers are a list of texts, in CSV they are separated by ``|`` (``\|`` is the
   mark itself).
 - ``cluster``: rows that are not independent share one; by default every row is its own.
-- ``template``, ``source``, ``natural``.
+- ``template``, ``source``, ``natural``, ``sets`` (answers are sets, compared by first tokens).
 - ``split``: ``train``, ``validation`` or ``test``, in every row or in none; without it, clusters
   are spread over the splits by a seed.
 - ``feature.NAME``, or in JSONL an object ``features``: text, number or true/false.
@@ -40,6 +40,7 @@ SUFFIXES = (".jsonl", ".csv")
 COLUMNS = (
     "clean", "corrupt", "answer", "answers", "wrong", "wrongs", "cluster", "template", "split",
     "features", "roles", "natural", "source",
+    "sets",
 )  # fmt: skip
 """Columns that a row may have, besides ``feature.NAME``."""
 
@@ -128,6 +129,7 @@ def _item(row: Row, csv: bool) -> Item:
         features=_features(row, csv),
         natural=_truth(row, "natural"),
         source=row.place,
+        sets=_truth(row, "sets"),
     )
     check_item(item, row.place)
     return item

@@ -112,6 +112,17 @@ def _in_turn(queues: Iterable[Iterator[Example]], limit: int) -> list[Example]:
     return taken
 
 
+def apart(
+    answers: tuple[Tokens, ...] | None, wrongs: tuple[Tokens, ...] | None
+) -> tuple[tuple[Tokens, ...] | None, tuple[Tokens, ...] | None]:
+    """Return the first tokens of two sets of answers, without those that both sets have."""
+    first, other = (tuple(dict.fromkeys(t[:1] for t in s or ())) for s in (answers, wrongs))
+    return (
+        tuple(t for t in first if t not in other) or None,
+        tuple(t for t in other if t not in first) or None,
+    )
+
+
 class Encoder:
     """Token ids of texts, and the tokens that cover a range of characters.
 
@@ -192,6 +203,8 @@ class _Fitting:
         if problem is None:
             answers = self._continuations(item, clean, corrupt, item.answers)
             wrongs = self._continuations(item, clean, corrupt, item.wrongs)
+            if item.sets:
+                answers, wrongs = apart(answers, wrongs)
             problem = self._of_answers(answers, wrongs, len(clean))
             if problem is None and answers is not None and wrongs is not None:
                 self.seen[clean, corrupt] = item
@@ -240,16 +253,20 @@ class _Fitting:
     def _continuations(
         self, item: Item, clean: Tokens, corrupt: Tokens, texts: tuple[str, ...]
     ) -> tuple[Tokens, ...] | None:
-        """Return the tokens that each text adds behind either prompt, None where tokens merge."""
+        """Return the tokens that each text adds behind either prompt, None where tokens merge.
+
+        Of sets, those that merge are left out.
+        """
         found = []
         for text in texts:
             behind = self.encode.ids(item.clean + text)
             other = self.encode.ids(item.corrupt + text)
             added = behind[len(clean) :]
-            if not added or behind != (*clean, *added) or other != (*corrupt, *added):
+            if added and behind == (*clean, *added) and other == (*corrupt, *added):
+                found.append(added)
+            elif not item.sets:
                 return None
-            found.append(added)
-        return tuple(found)
+        return tuple(found) or None
 
     def roles(self, clean: Tokens, corrupt: Tokens) -> dict[str, tuple[int, int]]:
         """Return the token range of each role in both prompts, and that of the last token."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import circuit_exchange, circuit_finding, circuit_names, circuit_tests
+from microtome.cli import circuit_exchange, circuit_finding, circuit_names, circuit_steps, circuit_tests
 
 app = typer.Typer(
     name="circuit",
-    help="Find, judge, test, name, draw and convert circuits.",
+    help="Find, judge, test, step through, name, draw and convert circuits.",
     no_args_is_help=True,
 )
 app.command("find")(circuit_finding.find)
 app.command("evaluate")(circuit_finding.evaluate)
 app.command("test")(circuit_tests.test)
 app.command("versus")(circuit_tests.versus)
+app.command("step")(circuit_steps.step)
 app.command("name")(circuit_names.name)
 app.command("show")(circuit_exchange.show)
 app.command("diff")(circuit_exchange.diff)

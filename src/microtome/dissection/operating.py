@@ -67,8 +67,8 @@ def operate(
 
 def other_prompts(model: Model, behavior: str, seed: int) -> tuple[Examples, str]:
     """Return prompts of the other behaviors of the same kind (code or English)."""
-    code = behavior in registry.CODE
-    names = [n for n in registry.names() if n != behavior and (n in registry.CODE) == code]
+    code = behavior in registry.PYTHON
+    names = [n for n in registry.names() if n != behavior and (n in registry.PYTHON) == code]
     found, used = [], []
     for name in names:
         try:

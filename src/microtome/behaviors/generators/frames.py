@@ -34,6 +34,7 @@ class Draft:
         wrong: Right continuation of the corrupt prompt, or several.
         frame: What makes the lexical frame (the words that items of a cluster share).
         features: Named properties.
+        sets: Whether answers and wrong answers are sets, compared by their first tokens.
     """
 
     clean: str
@@ -42,6 +43,7 @@ class Draft:
     wrong: str | tuple[str, ...]
     frame: str
     features: Mapping[str, Feature]
+    sets: bool = False
 
 
 class Words:
@@ -110,6 +112,7 @@ def generate(
     n: int,
     seed: int,
     pool: int = OVERSAMPLING,
+    metric: str = "logit_difference",
 ) -> Behavior:
     """Write a behavior's pool of items.
 
@@ -123,6 +126,7 @@ def generate(
         n: How many examples are wanted over all splits.
         seed: Same seed, same items.
         pool: Items in the pool for each one wanted.
+        metric: Name of the default metric.
 
     Raises:
         ConfigError: If ``n`` is below 20.
@@ -138,7 +142,8 @@ def generate(
         for template, write in templates.items():
             items += [_item(write(words), name, template, split) for _ in range(each)]
     unique = {(i.clean, i.corrupt): i for i in items if i.clean != i.corrupt}
-    return Behavior(name, title, description, tuple(unique.values()), n=n, seed=seed)
+    items = list(unique.values())
+    return Behavior(name, title, description, tuple(items), n=n, seed=seed, metric=metric)
 
 
 def _several(texts: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -159,4 +164,5 @@ def _item(draft: Draft, name: str, template: str, split: Split) -> Item:
         roles=paired_roles(roles, other),
         features={"template": template, **draft.features},
         source=f"{name} generator",
+        sets=draft.sets,
     )

@@ -179,6 +179,19 @@ CLASSES = (
     "Reader",
 )
 
+EVENTS = (
+    "war", "journey", "siege", "reign", "project", "voyage", "campaign", "strike", "festival",
+    "conflict", "famine", "dispute", "expedition", "rebellion", "trial", "mission", "contest",
+    "truce", "revolt", "study", "plague", "treaty", "alliance", "tour",
+)  # fmt: skip
+"""Things that last for years."""
+
+COLORS = (
+    "red", "blue", "green", "black", "white", "brown", "pink", "yellow", "orange", "purple", "gray",
+    "gold", "silver", "tan", "violet", "beige", "cream", "navy", "coral", "amber", "crimson",
+    "scarlet", "copper", "bronze",
+)  # fmt: skip
+
 
 def unique(words: tuple[str, ...]) -> tuple[str, ...]:
     """Return the words without repetition, in order."""
