@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from microtome.behaviors.behavior import Behavior
+    from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
 
 MOST = 100
@@ -178,11 +179,7 @@ def versus(
         ConfigError: If a setting is out of range, or a metric differs between the conditions.
         EmptyDataError: If a split holds no examples.
     """
-    if draws < 1 or most < 1 or not 0 < faithfulness < 1:
-        raise ConfigError(
-            f"draws={draws}, most={most}, faithfulness={faithfulness}; expected at least 1, at "
-            "least 1, and a share between 0 and 1."
-        )
+    _check_settings(draws, most, faithfulness)
     name = metric or behavior_a.metric
     if metric is None and behavior_b.metric != name:
         raise ConfigError(
@@ -229,6 +226,15 @@ def versus(
         metric=name,
         provenance=collect(model, {"metric": name, "level": level, "draws": draws}, seed=seed),
     )
+
+
+def _check_settings(draws: int, most: int, faithfulness: float) -> None:
+    """Refuse settings out of range."""
+    if draws < 1 or most < 1 or not 0 < faithfulness < 1:
+        raise ConfigError(
+            f"draws={draws}, most={most}, faithfulness={faithfulness}; expected at least 1, at "
+            "least 1, and a share between 0 and 1."
+        )
 
 
 def _check_draws(draws: int, parts: int) -> None:
