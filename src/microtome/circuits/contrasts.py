@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from microtome.behaviors.behavior import Behavior
+    from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
 
 MOST = 100
@@ -178,11 +179,7 @@ def versus(
         ConfigError: If a setting is out of range, or a metric differs between the conditions.
         EmptyDataError: If a split holds no examples.
     """
-    if draws < 1 or most < 1 or not 0 < faithfulness < 1:
-        raise ConfigError(
-            f"draws={draws}, most={most}, faithfulness={faithfulness}; expected at least 1, at "
-            "least 1, and a share between 0 and 1."
-        )
+    _check_settings(draws, most, faithfulness)
     name = metric or behavior_a.metric
     if metric is None and behavior_b.metric != name:
         raise ConfigError(
@@ -204,24 +201,11 @@ def versus(
         for e, s, train in zip(prepared, scores, trains, strict=True)
     ]  # fmt: skip
     a, b = (cluster_sums(s, t.clusters) for s, t in zip(scores, trains, strict=True))
-    if (draws + 1) * RATE < min(most, len(a.parts)):
-        raise ConfigError(
-            f"draws={draws} give p values from 1/{draws + 1}, with which no single part of "
-            f"{min(most, len(a.parts))} can be told apart at a false discovery rate of {RATE:.0%}; "
-            f"take more draws, {int(min(most, len(a.parts)) / RATE)} or more, or fewer parts."
-        )
+    _check_draws(draws, min(most, len(a.parts)))
     table = Labeled.of(a, b)
     chosen = np.argsort(-np.abs(table.pooled()), kind="stable")[:most]
     means_a, means_b = (m[0] for m in table.means(table.as_labeled()[None]))
     null_overlap, p, overlap_p = _null(table, circuits, chosen, (means_a, means_b), draws, seed)
-    across = {
-        f"{x} in {y}": evaluate(
-            model, prepared[j].split("test"), circuits[i], ablation=ablation, metric=name,
-            reference=trains[j], seed=seed,
-        ).faithfulness
-        for i, x in enumerate("AB")
-        for j, y in enumerate("AB")
-    }  # fmt: skip
     return Versus(
         a=behavior_a.name,
         b=behavior_b.name,
@@ -236,12 +220,50 @@ def versus(
         overlap=jaccard(circuits[0].kept, circuits[1].kept),
         null_overlap=null_overlap,
         overlap_p=overlap_p,
-        across=across,
+        across=_across(model, prepared, circuits, ablation, name, seed),
         paired=int(table.paired.sum()),
         clusters=len(table.paired),
         metric=name,
         provenance=collect(model, {"metric": name, "level": level, "draws": draws}, seed=seed),
     )
+
+
+def _check_settings(draws: int, most: int, faithfulness: float) -> None:
+    """Refuse settings out of range."""
+    if draws < 1 or most < 1 or not 0 < faithfulness < 1:
+        raise ConfigError(
+            f"draws={draws}, most={most}, faithfulness={faithfulness}; expected at least 1, at "
+            "least 1, and a share between 0 and 1."
+        )
+
+
+def _check_draws(draws: int, parts: int) -> None:
+    """Refuse so few draws that nothing could be found among so many parts."""
+    if (draws + 1) * RATE < parts:
+        raise ConfigError(
+            f"draws={draws} give p values from 1/{draws + 1}, with which no single part of "
+            f"{parts} can be told apart at a false discovery rate of {RATE:.0%}; "
+            f"take more draws, {int(parts / RATE)} or more, or fewer parts."
+        )
+
+
+def _across(
+    model: Model,
+    prepared: Sequence[Examples],
+    circuits: Sequence[Circuit],
+    ablation: Ablation,
+    metric: str,
+    seed: int,
+) -> dict[str, Interval]:
+    """Return the faithfulness of each circuit on the test split of each condition."""
+    return {
+        f"{x} in {y}": evaluate(
+            model, prepared[j].split("test"), circuits[i], ablation=ablation, metric=metric,
+            reference=prepared[j].split("train"), seed=seed,
+        ).faithfulness
+        for i, x in enumerate("AB")
+        for j, y in enumerate("AB")
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

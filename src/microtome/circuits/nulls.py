@@ -61,8 +61,7 @@ def search_nulls(
         count: Twins, and as many permutations of the answers.
         ablation: What ablated nodes give.
         metric: The metric.
-        method: The finder: a method of :func:`find`, or a function from a model and train examples
-            to scores of its parts.
+        method: The finder: its name, or a function from model and examples to scores.
         seed: Which nulls.
         enough: Stop at the first twin that reaches this closeness, since the rule is then decided.
         progress: Told after each null.
