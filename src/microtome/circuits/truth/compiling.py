@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 BOS, UNKNOWN = "<s>", "<unk>"
 
+PROBED = 5
+"""Token ids from which on a model's anatomy is probed."""
+
 SHARPNESS = 30.0
 """What a selected key scores before the softmax: all else keeps less than 1e-6 of the attention."""
 
@@ -58,7 +61,7 @@ class Compiled:
         seed: Seed of everything that was drawn.
         layout: Where its operations live, before the rotation.
         module: The Hugging Face module.
-        vocabulary: Tokens by id: the first token, an unknown one, inputs, further answers.
+        vocabulary: Tokens by id.
         heads: Number of each head's block and head to the operation it computes.
         mlps: Number of each MLP's block to the operations it computes.
     """
@@ -124,8 +127,7 @@ def compile_program(
     output = copied(program.build(), program.build(), program.build(), chosen.copies)
     layout = lay_out(output, program.inputs)
     random = rng(seed, "compile", program.name)
-    tokens = dict.fromkeys((BOS, UNKNOWN, *program.alphabet))
-    vocabulary = tuple(tokens | dict.fromkeys(label(v) for v in layout.values(output)))
+    vocabulary = _vocabulary(program, [label(v) for v in layout.values(output)])
     width, size, count = _shape(layout, chosen)
     draw = Decoys(layout.width, width, chosen.loudness, random)
     n_blocks = layout.blocks + chosen.spare_blocks
@@ -138,7 +140,7 @@ def compile_program(
         rows.append([_turned(_padded(w, size), chosen.rotate, random) for w in weights])
         mlps.append(_neurons(layout, block, width, chosen, draw))
     turn = rotation(width, random) if chosen.rotate else np.eye(width)
-    token, position = _embeddings(program, layout, vocabulary, draw, chosen)
+    token, position = _embeddings(program, layout, vocabulary, draw)
     module = _module(
         token @ turn,
         position @ turn,
@@ -156,6 +158,16 @@ def compile_program(
         heads,
         {b: layout.written_at(2 * b + 1) for b in range(n_blocks)},
     )
+
+
+def _vocabulary(program: Program, answers: list[str]) -> tuple[str, ...]:
+    """Return the tokens by id: special ones and further answers first, then the inputs.
+
+    Models are probed with ids from 5 on, which are inputs therefore.
+    """
+    first = list(dict.fromkeys([BOS, UNKNOWN, *(a for a in answers if a not in program.alphabet)]))
+    first += [f"<{n}>" for n in range(len(first), PROBED)]
+    return (*first, *program.alphabet)
 
 
 def _shape(layout: Layout, realism: Realism) -> tuple[int, int, int]:
@@ -244,14 +256,14 @@ def _rotated_neurons(
 
 
 def _embeddings(
-    program: Program, layout: Layout, vocabulary: tuple[str, ...], draw: Decoys, realism: Realism
+    program: Program, layout: Layout, vocabulary: tuple[str, ...], draw: Decoys
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the token table ``[vocab, d_model]`` and the position table ``[pos, d_model]``."""
     token = np.zeros((len(vocabulary), draw.width))
-    position = np.zeros((program.longest + 1, draw.width))
-    if realism.decoy_heads:
-        token += draw.embedding(len(token))
-        position += draw.embedding(len(position))
+    # one more than the first token and an input take: the answer fits behind it
+    position = np.zeros((program.longest + 2, draw.width))
+    token += draw.embedding(len(token))
+    position += draw.embedding(len(position))
     token[vocabulary.index(BOS), layout.bos] = 1.0
     used = {id(o) for o in layout.operations}
     if id(TOKENS) in used:
@@ -267,14 +279,14 @@ def _embeddings(
 def _readout(layout: Layout, vocabulary: tuple[str, ...], width: int) -> np.ndarray:
     """Return the unembedding ``[vocab, d_model]``.
 
-    The logit of a number v is ``2 v x - v^2``, largest for the v nearest to x.
+    The logit of a number v is ``1 + 2 v x - v^2``, largest for the v nearest to x.
     """
     table = np.zeros((len(vocabulary), width))
     for value in layout.values(layout.output):
         row = table[vocabulary.index(label(value))]
         if layout.output.numerical:
             row[layout.at(layout.output)] = 2.0 * READOUT * float(value)
-            row[layout.one] = -READOUT * float(value) ** 2
+            row[layout.one] = READOUT * (1.0 - float(value) ** 2)
         else:
             row[layout.at(layout.output, value)] = READOUT
     return table

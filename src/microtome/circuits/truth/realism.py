@@ -117,7 +117,7 @@ class Decoys:
         """Return what an embedding table writes to the decoys' sub-space ``[row, d_model]``."""
         table = np.zeros((rows, self.width))
         target = self.own
-        table[:, target] = self._noise(rows, len(range(self.width)[target])) * np.sqrt(rows)
+        table[:, target] = self.random.standard_normal((rows, len(range(self.width)[target])))
         return table
 
     def _reads(self, size: int) -> np.ndarray:
