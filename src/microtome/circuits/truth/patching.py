@@ -1,8 +1,8 @@
 """Patching edges of a compiled module in float64, computed from its weights alone.
 
 A second implementation beside the hooks of the rest of the package, and the one the functional
-truth rests on: no restart, no cache, no hook. What an edge carries is replaced in the input of its
-target only; everything behind it is computed anew.
+truth rests on: no hook of a model. What an edge carries is replaced in the input of its target
+only, and everything from that target's block on is computed anew.
 """
 
 from __future__ import annotations
@@ -28,6 +28,24 @@ ROWS = 2048
 
 Patch = Sequence[str]
 """Edges that are replaced together."""
+
+_SIDES = ("clean", "corrupt")
+_NOTHING = np.zeros((0, 2), dtype=int)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What a run left.
+
+    Attributes:
+        logits: At the prompts' ends ``[patch, example, vocab]``.
+        streams: The residual stream before each block and behind the last one.
+        written: What each source wrote ``[patch, example, pos, d_model]``.
+    """
+
+    logits: np.ndarray
+    streams: list[np.ndarray]
+    written: list[np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +77,20 @@ class Patcher:
             UnknownNameError: If an edge does not exist.
         """
         pairs = [self.graph.pairs[self.graph.numbers(p)] for p in patches]
+        first = np.array([self._first_block(p) for p in pairs])
         logits = np.zeros((len(patches), len(self.examples), len(self.weights.readout)))
         lengths = np.array([len(e.clean) for e in self.examples])
         for length in np.unique(lengths):
             places = np.flatnonzero(lengths == length)
-            clean, corrupt = (
-                np.array([getattr(self.examples[int(i)], side) for i in places])
-                for side in ("clean", "corrupt")
-            )
-            instead = self._instead(corrupt)
+            clean, corrupt = (self._forward(self._tokens(places, side)) for side in _SIDES)
+            instead = corrupt.written if self.ablation == "resample" else None
             step = max(1, ROWS // len(places))
-            for start in range(0, len(patches), step):
-                chunk = pairs[start : start + step]
-                found = self._forward(clean, chunk, instead)
-                logits[start : start + step, places] = found
+            for block in np.unique(first):
+                rows = np.flatnonzero(first == block)
+                for chunk in np.split(rows, range(step, len(rows), step)):
+                    chosen = [pairs[i] for i in chunk]
+                    found = self._forward(None, chosen, clean, int(block), instead)
+                    logits[np.ix_(chunk, places)] = found.logits
         return logits
 
     def differences(self, patches: Sequence[Patch]) -> np.ndarray:
@@ -83,26 +101,40 @@ class Patcher:
         wrong = [e.wrongs[0][0] for e in self.examples]
         return np.asarray(logits[:, rows, right] - logits[:, rows, wrong])
 
-    def _instead(self, corrupt: np.ndarray) -> list[np.ndarray] | None:
-        """Return what each source writes in the corrupt run, None for nothing."""
-        if self.ablation == "zero":
-            return None
-        sources: list[np.ndarray] = []
-        self._forward(corrupt, [np.zeros((0, 2), dtype=int)], None, sources)
-        return [s[0] for s in sources]
+    def _tokens(self, places: np.ndarray, side: str) -> np.ndarray:
+        return np.array([getattr(self.examples[int(i)], side) for i in places])
+
+    def _first_block(self, pairs: np.ndarray) -> int:
+        """Return the first block that any of some edges enters; all blocks for the logits."""
+        order = self.graph.target_order[pairs[:, 1]]
+        return int(order.min()) // 2 if len(order) else len(self.weights.blocks)
 
     def _forward(
         self,
-        tokens: np.ndarray,
-        patches: Sequence[np.ndarray],
-        instead: list[np.ndarray] | None,
-        sources: list[np.ndarray] | None = None,
-    ) -> np.ndarray:
-        """Return logits ``[patch, example, vocab]``; what sources write is left in ``sources``."""
-        written: list[np.ndarray] = [] if sources is None else sources
-        embedded = self.weights.token[tokens] + self.weights.position[: tokens.shape[1]]
-        stream = np.repeat(embedded[None], len(patches), axis=0)
-        written.append(stream)
+        tokens: np.ndarray | None,
+        patches: Sequence[np.ndarray] = (_NOTHING,),
+        base: _Run | None = None,
+        first: int = 0,
+        instead: list[np.ndarray] | None = None,
+    ) -> _Run:
+        """Run whole prompts, or patches from a block on, before which nothing differs.
+
+        Args:
+            tokens: Token ids ``[example, pos]``, where there is no ``base``.
+            patches: Source and target numbers of the edges of each patch.
+            base: The unpatched run.
+            first: Block to start at.
+            instead: What each source writes instead, None for nothing.
+        """
+        if base is None:
+            embedded = self.weights.token[tokens] + self.weights.position[: tokens.shape[1]]
+            stream, streams, written = embedded[None], [], [embedded[None]]
+        else:
+            stream = np.repeat(base.streams[first], len(patches), axis=0)
+            streams = base.streams[:first]
+            per_block = 1 + len(self.weights.blocks[0].query)
+            shape = (len(patches), *stream.shape[1:])
+            written = [np.broadcast_to(w, shape) for w in base.written[: 1 + first * per_block]]
         targets = {name: n for n, name in enumerate(self.graph.targets)}
 
         def changes(target: str) -> list[tuple[int, np.ndarray]]:
@@ -111,11 +143,13 @@ class Patcher:
             found = []
             for row, pairs in enumerate(patches):
                 for u in pairs[pairs[:, 1] == number, 0]:
-                    new = 0.0 if instead is None else instead[u]
+                    new = 0.0 if instead is None else instead[u][0]
                     found.append((row, new - written[u][row]))
             return found
 
-        for number, block in enumerate(self.weights.blocks):
+        for number in range(first, len(self.weights.blocks)):
+            block = self.weights.blocks[number]
+            streams = [*streams, stream]
             heads = [
                 _head(block, h, stream, {p: changes(f"a{number}.h{h}<{p}>") for p in "qkv"})
                 for h in range(len(block.query))
@@ -127,7 +161,7 @@ class Patcher:
             written.append(active @ block.writes)
             stream = stream + written[-1]
         last = _changed(stream, changes(LOGITS))[:, :, -1]
-        return np.asarray(last @ self.weights.readout.T)
+        return _Run(last @ self.weights.readout.T, [*streams, stream], written)
 
 
 def _changed(stream: np.ndarray, changes: list[tuple[int, np.ndarray]]) -> np.ndarray:
