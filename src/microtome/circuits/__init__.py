@@ -6,7 +6,11 @@ from microtome.core.lazy import lazy_names
 
 _NAMES = {
     "Ablator": "microtome.circuits.ablation:Ablator",
+    "CoarseScores": "microtome.circuits.edge_scores:CoarseScores",
     "Circuit": "microtome.circuits.results:Circuit",
+    "EdgeAblator": "microtome.circuits.edge_ablation:EdgeAblator",
+    "EdgeScores": "microtome.circuits.edge_scores:EdgeScores",
+    "ComponentGraph": "microtome.circuits.graph:ComponentGraph",
     "Evaluation": "microtome.circuits.results:Evaluation",
     "Evidence": "microtome.circuits.verdict:Evidence",
     "FaithfulnessCurve": "microtome.circuits.results:FaithfulnessCurve",

@@ -1,23 +1,47 @@
-"""Finding a circuit: attribution at both ends ranks the nodes, exact ablation confirms."""
+"""Finding a circuit: scores of every node or edge by one of the methods of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
 from microtome.attribution import ComponentScores, component_names, support_at_both_ends
 from microtome.circuits.ablation import Ablation, Ablator
+from microtome.circuits.activation_gradients import activation_gradients
+from microtome.circuits.edge_attribution import (
+    clean_corrupted,
+    edge_attribution,
+    integrated_edge_attribution,
+)
+from microtome.circuits.exact_edges import exact_edges
+from microtome.circuits.information_flow import information_flow
+from microtome.circuits.mask_gradients import mask_gradients
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, UnknownNameError, nearest
 
 if TYPE_CHECKING:
+    from microtome.behaviors.behavior import Behavior
     from microtome.behaviors.examples import Examples
+    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.results import Level
     from microtome.tracing.model import Model
 
 Method = Literal["attribution", "exact"]
 METHODS: tuple[Method, ...] = get_args(Method)
+
+EdgeMethod = Literal[
+    "eap",
+    "eap-ig",
+    "clean-corrupted",
+    "eap-ig-activations",
+    "mask-ig",
+    "information-flow",
+    "exact-edges",
+]
 
 MEANING = {
     "attribution": "Estimated support for the behavior: how much of the metric is lost when the "
@@ -28,42 +52,121 @@ MEANING = {
 }
 
 
+@dataclass(frozen=True)
+class Finder:
+    """One way to score the parts of a model.
+
+    Attributes:
+        name: The name it is asked for by.
+        level: Whether it scores nodes or edges.
+        run: ``(model, examples, **options)`` to scores.
+        needs: What it computes, in a few words.
+    """
+
+    name: str
+    level: Level
+    run: Callable[..., ComponentScores | EdgeScores]
+    needs: str
+
+
+@overload
 def find(
-    model: Model,
-    examples: Examples,
-    *,
-    method: str = "attribution",
-    metric: str = "logit_difference",
-    ablation: Ablation = "resample",
-) -> ComponentScores:
-    """Score every node by its support for a behavior, per example.
+    model: Model, examples: Examples | Behavior, *, method: Method = ..., **options: Any
+) -> ComponentScores: ...
+
+
+@overload
+def find(
+    model: Model, examples: Examples | Behavior, *, method: EdgeMethod, **options: Any
+) -> EdgeScores: ...
+
+
+@overload
+def find(model: Model, examples: Examples | Behavior, *, method: str, **options: Any) -> Any: ...
+
+
+def find(
+    model: Model, examples: Examples | Behavior, *, method: str = "attribution", **options: Any
+) -> Any:
+    """Score every node or every edge by its support for a behavior.
 
     Args:
         model: A transformer.
-        examples: Where to look: the train split.
-        method: ``attribution`` (gradients at the clean and the corrupt run, averaged) or ``exact``
-            (each node ablated alone).
-        metric: A metric that reads the prompt's end.
-        ablation: What an ablated node gives, for ``exact``.
+        examples: Where to look: the train split; a behavior is prepared and its train split taken.
+        method: A name of ``FINDERS``: ``attribution`` or ``exact`` for nodes; ``eap``, ``eap-ig``,
+            ``clean-corrupted``, ``eap-ig-activations``, ``mask-ig``, ``information-flow`` or
+            ``exact-edges`` for edges.
+        options: Of the method: ``metric``, ``ablation``, and where it has them ``reference`` and
+            ``steps``.
+
+    Returns:
+        :class:`microtome.attribution.ComponentScores` of nodes, or
+        :class:`microtome.circuits.EdgeScores`.
 
     Raises:
         UnknownNameError: If the method is unknown.
+        ConfigError: If the method takes no such option.
     """
-    if method not in METHODS:
-        raise UnknownNameError(f"No method {method!r}{nearest(method, METHODS)}.")
-    if method == "exact":
-        return _exact(model, examples, metric, ablation)
+    from microtome.behaviors.behavior import Behavior as _Behavior
+
+    if method not in FINDERS:
+        raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
+    finder = FINDERS[method]
+    allowed = list(inspect.signature(finder.run).parameters)[2:]
+    wrong = [name for name in options if name not in allowed]
+    if wrong:
+        raise ConfigError(
+            f"{method} takes no {wrong[0]}; expected some of {', '.join(allowed) or 'nothing'}."
+        )
+    if isinstance(examples, _Behavior):
+        examples = examples.prepare(model).split("train")
+    return finder.run(model, examples, **options)
+
+
+def _attribution(
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str = "logit_difference",
+    ablation: Ablation = "resample",
+) -> ComponentScores:
+    del ablation
     values = support_at_both_ends(model, examples, metric=metric)
-    return _scores(model, component_names(model), values, method, metric)
+    return _scores(model, component_names(model), values, "attribution", metric)
 
 
-def _exact(model: Model, examples: Examples, metric: str, ablation: Ablation) -> ComponentScores:
+def _exact(
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str = "logit_difference",
+    ablation: Ablation = "resample",
+) -> ComponentScores:
     ablator = Ablator(model, examples, ablation=ablation)
     everything = frozenset(ablator.universe)
     found = ablator.run([everything, *(everything - {n} for n in ablator.universe)], [metric])[
         metric
     ]
     return _scores(model, ablator.universe, (found[0] - found[1:]).T, "exact", metric)
+
+
+FINDERS: dict[str, Finder] = {
+    finder.name: finder
+    for finder in (
+        Finder("attribution", "node", _attribution, "gradients at both ends"),
+        Finder("exact", "node", _exact, "each node ablated alone"),
+        Finder("eap", "edge", edge_attribution, "gradients in the clean run"),
+        Finder("eap-ig", "edge", integrated_edge_attribution, "gradients between both inputs"),
+        Finder("clean-corrupted", "edge", clean_corrupted, "gradients at both ends"),
+        Finder(
+            "eap-ig-activations", "edge", activation_gradients, "gradients between both outputs"
+        ),
+        Finder("mask-ig", "edge", mask_gradients, "gradients of the edges' masks"),
+        Finder("information-flow", "edge", information_flow, "one pass of the clean prompts"),
+        Finder("exact-edges", "edge", exact_edges, "each edge ablated alone"),
+    )
+}
+"""The methods by name."""
 
 
 def _scores(

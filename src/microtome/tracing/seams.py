@@ -110,6 +110,9 @@ def _scaled(point: Point, scale: float) -> Callable[[Call, torch.Tensor], torch.
     def run(call: Call, raw: torch.Tensor) -> torch.Tensor:
         scaled = raw * scale
         changed = call.through(point, scaled, Plain())
+        if call.grad:
+            # what was captured has to lie on the way to the logits
+            return changed / scale
         return raw if changed is scaled else raw + (changed - scaled) / scale
 
     return run

@@ -1,0 +1,170 @@
+"""Running a model with only some edges intact, many circuits of edges in one forward pass.
+
+An excluded edge carries what its source would write ablated: in the corrupt run (``resample``), on
+average over the train prompts of both kinds (``mean``), or nothing (``zero``). So every target
+reads the stream minus, for each excluded source, what that source writes now beyond what it would
+write ablated. The embedding is a source like the others: its edges carry the corrupt prompt's
+embedding, the mean first stream, or nothing. With no edge kept, ``resample`` gives the corrupt
+run's value. Under ``mean`` and ``zero`` even the embedding is gone then, unlike with circuits of
+nodes, which never ablate it; biases of output projections belong to no source and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from microtome.behaviors.evaluate import batches
+from microtome.circuits.edge_pass import EdgePass
+from microtome.circuits.port_gradients import batch_size
+from microtome.circuits.reading import Reading
+from microtome.circuits.references import ROWS, Ablation
+from microtome.circuits.running import CircuitRunner, Group
+from microtome.circuits.writing import differences, write_sites
+
+if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
+    from microtome.tracing.interventions import Intervention
+    from microtome.tracing.model import Model
+
+BUDGET = 384 * 2**20
+"""Bytes that the circuits of one pass may take for what targets read and sources write."""
+
+COPIES = 6
+"""Copies of the stream that a row takes anyway."""
+
+
+class EdgeAblator(CircuitRunner[np.ndarray]):
+    """Runs circuits of edges of one model on one set of examples under one ablation.
+
+    A circuit in the form it is run in is the array of the numbers of its excluded edges.
+
+    Args:
+        model: A transformer whose parts write to one residual stream.
+        examples: The examples whose clean prompts are run.
+        ablation: What excluded edges carry.
+        reference: Examples over whose clean and corrupt prompts means are taken; ``examples`` by
+            default.
+
+    Attributes:
+        graph: The component graph; ``universe`` is its edges.
+
+    Raises:
+        ConfigError: If the ablation is unknown.
+        ModelSupportError: If edges are not defined in this model.
+    """
+
+    level = "edge"
+
+    def __init__(
+        self,
+        model: Model,
+        examples: Examples,
+        *,
+        ablation: Ablation = "resample",
+        reference: Examples | None = None,
+    ) -> None:
+        self._reading = Reading.of(model)
+        self.graph = self._reading.graph
+        self._blocks = np.array([int(v.split(".")[0][1:]) if v[0] in "am" else len(self._stages)
+                                 for v in self.graph.targets])  # fmt: skip
+        super().__init__(
+            model,
+            examples,
+            universe=self.graph.edges,
+            sites=write_sites(self._reading),
+            ablation=ablation,
+            reference=reference,
+        )
+
+    def run_without(
+        self, excluded: Sequence[np.ndarray], metrics: Sequence[str] = ("logit_difference",)
+    ) -> dict[str, np.ndarray]:
+        """Return metrics of circuits that are given by what they leave out.
+
+        Args:
+            excluded: For each circuit the numbers of its excluded edges in ``universe``.
+            metrics: Names of metrics that read the prompt's end.
+
+        Returns:
+            For each metric ``[circuit, example]``.
+        """
+        return self.run_cuts([np.asarray(e, dtype=int) for e in excluded], metrics)
+
+    @property
+    def _stages(self) -> Sequence[object]:
+        return self._reading.stages
+
+    def _cut(self, circuit: frozenset[str]) -> np.ndarray:
+        missing = np.ones(self.graph.n_edges, dtype=bool)
+        missing[self.graph.numbers(circuit)] = False
+        return np.flatnonzero(missing)
+
+    def _first_block(self, cuts: Sequence[np.ndarray]) -> int:
+        last = len(self._stages) - 1
+        firsts = [self._blocks[self.graph.pairs[cut, 1]].min() for cut in cuts if len(cut)]
+        # the logits read what the last block returns, so that one always runs
+        return min(last, int(min(firsts, default=last)))
+
+    def _changes(self, group: Group, cuts: Sequence[np.ndarray], start: int) -> list[Intervention]:
+        excluded = torch.zeros(len(cuts), *self.graph.possible.shape, dtype=torch.bool)
+        for number, cut in enumerate(cuts):
+            excluded[number, self.graph.pairs[cut, 0], self.graph.pairs[cut, 1]] = True
+        if not bool(excluded.any()):
+            return []
+        table = self._written_before(group, start)
+        run = EdgePass(self._reading, excluded, table, group.instead, start)
+        return run.interventions()
+
+    def _written_before(self, group: Group, start: int) -> torch.Tensor:
+        """Return the differences that are the same in every circuit ``[source, b, pos, d]``."""
+        if group.base is None:
+            site = self._reading.stages[0].stream
+            trace = self.model.trace(group.examples.clean, capture=site, logits=None)
+            now = {site: trace.value(site)}
+        else:
+            now = {s: v[:, group.first :] for s, v in group.base.captured.items()}
+        return differences(self._reading, now, group.instead, stop=start).transpose(0, 1)
+
+    def _recorded(self) -> list[str]:
+        return self.sites
+
+    def _batches(self) -> Iterator[list[int]]:
+        size = min(ROWS, batch_size(self._reading, self.examples))
+        return batches(self.examples, size, model=self.model)
+
+    def _chunks(
+        self, group: Group, cuts: Sequence[np.ndarray], order: Sequence[int]
+    ) -> Iterator[list[int]]:
+        count = len(group.places)
+        longest = max(len(e.clean) for e in group.examples) - group.first
+        most = BUDGET // (4 * count * longest * self._reading.anatomy.d_model)
+        some: list[int] = []
+        heaviest = 0
+        for number in order:
+            heavy = max(heaviest, self._weight(cuts[number]))
+            if some and ((len(some) + 1) * heavy > most or (len(some) + 1) * count > ROWS):
+                yield some
+                some, heavy = [], self._weight(cuts[number])
+            some.append(number)
+            heaviest = heavy
+        if some:
+            yield some
+
+    def _weight(self, cut: np.ndarray) -> int:
+        """Return how many copies of the stream a circuit takes at most."""
+        if len(cut) == 0:
+            return COPIES
+        pairs = self.graph.pairs[cut]
+        first = self._blocks[pairs[:, 1]].min()
+        late = len(np.unique(pairs[pairs[:, 0] >= self._written(int(first)), 0]))
+        targets = np.unique(pairs[:, 1])
+        return COPIES + late + int(np.bincount(self._blocks[targets]).max())
+
+    def _written(self, block: int) -> int:
+        """Return how many sources are written before a block."""
+        stages = self._reading.stages
+        return stages[min(block, len(stages) - 1)].seen

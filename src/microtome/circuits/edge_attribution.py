@@ -1,0 +1,205 @@
+"""Edge attribution patching and its integrated forms: gradients at every port, one table of writes.
+
+The score of an edge is (what the source writes - what it would write ablated) . gradient at the
+target's input before its norm, per example: how much of the metric is lost, to first order, when
+that edge alone is ablated (Syed et al., 2023, arXiv 2310.10348). The gradient is taken in the clean
+run, at both ends, or averaged over midpoints of the straight line between the first streams of both
+runs (Hanna et al., 2024, arXiv 2403.17806).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from microtome.attribution.patching import single_row
+from microtome.behaviors.evaluate import batches
+from microtome.circuits.port_gradients import (
+    batch_size,
+    edge_products,
+    moved,
+    on_edges,
+    port_gradients,
+)
+from microtome.circuits.reading import Reading
+from microtome.circuits.references import References
+from microtome.circuits.tally import Tally
+from microtome.circuits.writing import differences, write_sites
+from microtome.errors import ConfigError
+from microtome.tracing.sites import at
+
+if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
+    from microtome.behaviors.metrics import LastTokenMetric, Metric
+    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.references import Ablation
+    from microtome.tracing.interventions import Intervention
+    from microtome.tracing.model import Model
+
+MEANING = (
+    "Estimated support for the behavior: how much of the metric is lost when this edge alone is "
+    "ablated."
+)
+
+
+def edge_attribution(
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str | Metric = "logit_difference",
+    ablation: Ablation = "resample",
+    reference: Examples | None = None,
+) -> EdgeScores:
+    """Score every edge by its gradient in the clean run (EAP): two passes and a backward pass.
+
+    Args:
+        model: A transformer whose parts write to one residual stream.
+        examples: Where to look: the train split.
+        metric: A metric that reads the prompt's end.
+        ablation: What an ablated edge carries.
+        reference: Examples over which means are taken; ``examples`` by default.
+
+    Raises:
+        MetricError: If the metric needs several rows for an example.
+        ModelSupportError: If edges are not defined in this model.
+    """
+    return _averaged(model, examples, metric, ablation, reference, "eap", (0.0,))
+
+
+def integrated_edge_attribution(
+    model: Model,
+    examples: Examples,
+    *,
+    steps: int = 5,
+    metric: str | Metric = "logit_difference",
+    ablation: Ablation = "resample",
+    reference: Examples | None = None,
+) -> EdgeScores:
+    """Score every edge by gradients averaged over midpoints between the runs' first streams.
+
+    EAP-IG (inputs) of Hanna et al. (2024), with midpoints, positions included.
+
+    Args:
+        model: A transformer whose parts write to one residual stream.
+        examples: Where to look.
+        steps: Number of midpoints.
+        metric: A metric that reads the prompt's end.
+        ablation: What an ablated edge carries.
+        reference: Examples over which means are taken.
+
+    Raises:
+        ConfigError: If ``steps`` is not positive.
+    """
+    return _averaged(
+        model, examples, metric, ablation, reference, f"eap-ig, {steps} steps", midpoints(steps)
+    )
+
+
+def clean_corrupted(
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str | Metric = "logit_difference",
+    ablation: Ablation = "resample",
+    reference: Examples | None = None,
+) -> EdgeScores:
+    """Score every edge by the mean of its gradients in the clean and in the corrupt run.
+
+    Args:
+        model: A transformer whose parts write to one residual stream.
+        examples: Where to look.
+        metric: A metric that reads the prompt's end.
+        ablation: What an ablated edge carries; the second gradient is taken with the first stream
+            at that value.
+        reference: Examples over which means are taken.
+    """
+    return _averaged(model, examples, metric, ablation, reference, "clean-corrupted", (0.0, 1.0))
+
+
+def midpoints(steps: int) -> tuple[float, ...]:
+    """Return the midpoints of equal parts of the way from 0 to 1.
+
+    Raises:
+        ConfigError: If ``steps`` is not positive.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps={steps}; expected at least 1.")
+    return tuple((k + 0.5) / steps for k in range(steps))
+
+
+def _averaged(
+    model: Model,
+    examples: Examples,
+    metric: str | Metric,
+    ablation: str,
+    reference: Examples | None,
+    method: str,
+    shares: Sequence[float],
+) -> EdgeScores:
+    chosen = single_row(metric, "Edge attribution")
+    reading = Reading.of(model)
+    sites = write_sites(reading)
+    references = References(model, examples, sites, ablation=ablation, reference=reference)
+    tally = Tally(reading.graph, examples.clusters.tolist())
+    passes = {"forward": 0, "backward": 0}
+    for places in batches(examples, batch_size(reading, examples), model=model):
+        chunk = examples.take(places)
+        instead = references.of(chunk)
+        table, total = _batch(reading, chosen, chunk, instead, shares)
+        values = on_edges(reading, total / len(shares))
+        tally.add(values, chunk.clusters.tolist(), moved(table))
+        passes["forward"] += len(shares) + (0.0 not in shares) + (ablation == "resample")
+        passes["backward"] += len(shares)
+    return tally.scores(
+        model,
+        method=method,
+        metric=chosen.name,
+        ablation=ablation,
+        meaning=MEANING,
+        config={"shares": list(shares)},
+        passes=passes,
+    )
+
+
+def _batch(
+    reading: Reading,
+    chosen: LastTokenMetric,
+    chunk: Examples,
+    instead: Mapping[str, torch.Tensor],
+    shares: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the table of differences, and the products summed over the points of the way."""
+    sites, layers = write_sites(reading), len(reading.stages)
+    table = None
+    if 0.0 not in shares:
+        trace = reading.model.trace(chunk.clean, capture=sites, logits=None)
+        clean = {site: trace.value(site) for site in sites}
+        table = differences(reading, clean, instead, stop=layers)
+        del clean, trace
+    total = None
+    for share in shares:
+        changes = [_moved_stream(reading, instead, share)] if share else []
+        found = port_gradients(reading, chosen, chunk, changes=changes)
+        if table is None:
+            table = differences(reading, found.values, instead, stop=layers)
+        products = edge_products(reading, found, table)
+        total = products if total is None else total.add_(products)
+    if table is None or total is None:
+        raise ConfigError("No point to take the gradient at was given; expected at least one.")
+    return table, total
+
+
+def _moved_stream(
+    reading: Reading, instead: Mapping[str, torch.Tensor], share: float
+) -> Intervention:
+    """Return the change that moves the first stream a share of the way to its ablated value."""
+    site = reading.stages[0].stream
+    goal = instead.get(site)
+
+    def moved_stream(value: torch.Tensor) -> torch.Tensor:
+        end = torch.zeros_like(value) if goal is None else goal.to(value)
+        return value + share * (end - value)
+
+    return at(site).apply(moved_stream)

@@ -1,0 +1,179 @@
+"""Gradients of a metric at what every target reads, contracted with what sources write.
+
+Shapes: b examples, s sources, t targets, p positions, d the width of the stream, k of a head. The
+gradient at a port's own copy of the stream is formed from the gradient at the projection's output,
+through the head's columns and through the norm, block by block; it is contracted at once and freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from microtome.circuits.reading import Norm, Ports, Reading
+from microtome.circuits.writing import write_sites
+from microtome.tracing.sites import at
+
+if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
+    from microtome.behaviors.metrics import LastTokenMetric
+    from microtome.tracing.gradients import Gradients
+    from microtome.tracing.interventions import Intervention
+
+TABLE = 256 * 2**20
+"""Bytes of the table of differences of one batch at most."""
+
+
+def port_gradients(
+    reading: Reading,
+    chosen: LastTokenMetric,
+    chunk: Examples,
+    *,
+    changes: Sequence[Intervention] = (),
+    prompts: Sequence[tuple[int, ...]] | None = None,
+) -> Gradients:
+    """Run the model forward and backward, keeping what :func:`edge_products` needs.
+
+    Args:
+        reading: The model.
+        chosen: The metric.
+        chunk: The examples.
+        changes: Interventions.
+        prompts: What is run; the clean prompts by default.
+    """
+    apart = [
+        at(f"blocks.{stage.layer}.mlp.in").apply(_apart)
+        for stage in reading.stages
+        if stage.mlp_target is not None and stage.mlp_stream == stage.stream
+    ]
+    return reading.model.gradients(
+        lambda logits, lengths: chosen(logits, lengths, chunk),
+        _sites(reading),
+        chunk.clean if prompts is None else prompts,
+        interventions=[*apart, *changes],
+        logits="last",
+    )
+
+
+def edge_products(
+    reading: Reading,
+    found: Gradients,
+    table: torch.Tensor,
+    *,
+    rows: range | None = None,
+    first: int = 0,
+) -> torch.Tensor:
+    """Return for every edge the product of what the source writes with the target's gradient.
+
+    Args:
+        reading: The model.
+        found: Gradients of :func:`port_gradients`.
+        table: What sources write, or by how much that differs ``[b, s, p, d]``.
+        rows: Numbers of the sources in the table; all by default.
+        first: First block whose targets count.
+
+    Returns:
+        ``[b, s, t]``, 0 where a target does not see a source.
+    """
+    rows = range(len(reading.graph.sources)) if rows is None else rows
+    batch = table.shape[0]
+    flat = table.flatten(2)
+    products = torch.zeros(
+        batch, len(rows), len(reading.graph.targets), dtype=torch.float32, device=table.device
+    )
+
+    def contract(gradient: torch.Tensor, targets: slice, seen: int) -> None:
+        """Add ``[t, b, p, d]`` gradients of some targets that see the first sources."""
+        count = max(0, min(seen, rows.stop) - rows.start)
+        if count:
+            slopes = gradient.transpose(0, 1).reshape(batch, gradient.shape[0], -1)
+            products[:, :count, targets] = torch.bmm(
+                flat[:, :count].float(), slopes.float().transpose(1, 2)
+            )
+
+    for stage in reading.stages[first:]:
+        if stage.ports:
+            slopes = torch.cat([_at_columns(reading, found, ports) for ports in stage.ports])
+            norm = reading.norm(stage.attn_norm)
+            gradient = _pulled_back(norm, _laid_out(found, stage.attn_read), slopes)
+            span = slice(stage.ports[0].targets.start, stage.ports[-1].targets.stop)
+            contract(gradient, span, stage.seen)
+        if stage.mlp_target is not None:
+            slopes = found[f"blocks.{stage.layer}.mlp.in"].unsqueeze(0)
+            norm = reading.norm(stage.mlp_norm)
+            gradient = _pulled_back(norm, _laid_out(found, stage.mlp_read), slopes)
+            contract(gradient, slice(stage.mlp_target, stage.mlp_target + 1), stage.mlp_seen)
+    contract(found[reading.last_stream].unsqueeze(0), slice(-1, None), len(reading.graph.sources))
+    return products
+
+
+def on_edges(reading: Reading, products: torch.Tensor) -> np.ndarray:
+    """Return products ``[b, s, t]`` as numbers of the possible edges ``[b, edge]``."""
+    pairs = reading.graph.pairs
+    values = products.detach().cpu().numpy()[:, pairs[:, 0], pairs[:, 1]]
+    return np.asarray(values, dtype=np.float64)
+
+
+def moved(table: torch.Tensor) -> np.ndarray:
+    """Return whether anything of a source differs in a table ``[b, s, p, d]``: ``[s]``."""
+    return np.asarray(table.flatten(2).abs().amax((0, 2)).cpu().numpy() > 0)
+
+
+def batch_size(reading: Reading, examples: Examples) -> int:
+    """Return how many examples fit in a table of differences."""
+    longest = max((len(e.clean) for e in examples), default=1)
+    row = len(reading.graph.sources) * longest * reading.anatomy.d_model * 4
+    return max(1, TABLE // row)
+
+
+def _sites(reading: Reading) -> list[str]:
+    sites = dict.fromkeys(write_sites(reading))
+    for stage in reading.stages:
+        if stage.ports:
+            sites[stage.attn_read] = None
+            sites.update(dict.fromkeys(_output(ports) for ports in stage.ports))
+        if stage.mlp_target is not None:
+            sites[stage.mlp_read] = None
+            sites[f"blocks.{stage.layer}.mlp.in"] = None
+    return [*sites, reading.last_stream]
+
+
+def _output(ports: Ports) -> str:
+    return f"module:{ports.columns.path}:out"
+
+
+def _apart(value: torch.Tensor) -> torch.Tensor:
+    """Return a value as a tensor of its own, so that its gradient is that of its reader alone."""
+    return value.view_as(value)
+
+
+def _at_columns(reading: Reading, found: Gradients, ports: Ports) -> torch.Tensor:
+    """Return the gradient at the input of a projection, for each head alone ``[head, b, p, d]``."""
+    batch = len(found.lengths)
+    slopes = found[_output(ports)]
+    slopes = slopes.reshape(batch, -1, slopes.shape[-1])
+    columns = torch.as_tensor(ports.columns.columns, device=slopes.device)
+    heads = slopes[:, :, columns].permute(2, 0, 1, 3)
+    weight = reading.weight(ports).to(slopes.dtype)
+    flat = torch.bmm(heads.flatten(1, 2), weight.transpose(1, 2))
+    heads_in: torch.Tensor = flat.unflatten(1, (batch, -1))
+    return heads_in
+
+
+def _laid_out(found: Gradients, site: str) -> torch.Tensor:
+    """Return the value of a site as ``[b, p, d]``."""
+    value = found.value(site)
+    return value.reshape(len(found.lengths), -1, value.shape[-1])
+
+
+def _pulled_back(norm: Norm, stream: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """Return gradients at a norm's output as gradients at its input ``[t, b, p, d]``."""
+    with torch.enable_grad():
+        # one copy for each target: a norm acts on every position alone
+        copies = stream.detach().expand_as(slopes).flatten(0, 1).clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(norm(copies), copies, slopes.flatten(0, 1))
+    pulled: torch.Tensor = gradient.unflatten(0, slopes.shape[:2])
+    return pulled
