@@ -239,9 +239,7 @@ def _random(
             true = truth.edges(kind, ablation)
             found = [asdict(separation(truth.universe, row, true)) for row in scores]
             means = {key: float(np.mean([f[key] for f in found])) for key in found[0]}
-            rows.append(
-                {**_labels(case, RANDOM, "edge", ablation, kind), **means, "seconds": 0.0}
-            )
+            rows.append({**_labels(case, RANDOM, "edge", ablation, kind), **means, "seconds": 0.0})
             if not areas.any():
                 areas = np.array([f["auc"] for f in found])
     return rows, areas

@@ -25,6 +25,7 @@ from microtome.circuits.truth.rasp import (
     Operation,
     Value,
     evaluate,
+    in_order,
 )
 from microtome.circuits.truth.realism import (
     DEAD_WIDTH,
@@ -80,6 +81,21 @@ class Compiled:
         """The program's last operation."""
         return self.layout.output
 
+    @property
+    def copies(self) -> tuple[tuple[str, ...], ...]:
+        """The heads and MLPs of each copy of the program, what merges the copies left out."""
+        outputs = (self.output,) if self.realism.copies == "none" else self.output.operands
+        return tuple(self._parts({id(o) for o in in_order(output)}) for output in outputs)
+
+    def _parts(self, operations: set[int]) -> tuple[str, ...]:
+        """Return the heads and MLPs that compute some operations, in the order of computation."""
+        found = []
+        for block, computed in self.mlps.items():
+            heads = sorted(h for b, h in self.heads if b == block)
+            found += [f"a{block}.h{h}" for h in heads if id(self.heads[block, h]) in operations]
+            found += [f"m{block}"] * any(id(o) in operations for o in computed)
+        return tuple(found)
+
     @cached_property
     def answers(self) -> dict[tuple[str, ...], str]:
         """Input to the answer behind its last token."""
@@ -110,9 +126,7 @@ def label(value: Value) -> str:
     return str(value)
 
 
-def compile_program(
-    program: Program, *, realism: Realism | None = None, seed: int = 0
-) -> Compiled:
+def compile_program(program: Program, *, realism: Realism | None = None, seed: int = 0) -> Compiled:
     """Compile a program.
 
     Args:
@@ -201,9 +215,7 @@ def _heads(
             weights[place] = head_of(real[number], layout, width, SHARPNESS)
         else:
             decoy = number - len(real) < realism.decoy_heads or number < count - realism.dead_heads
-            weights[place] = draw.head(
-                width // count, dead=not decoy or realism.decoy_heads == 0
-            )
+            weights[place] = draw.head(width // count, dead=not decoy or realism.decoy_heads == 0)
     return placed, [weights[place] for place in range(count)]
 
 

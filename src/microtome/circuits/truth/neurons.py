@@ -132,7 +132,10 @@ def _vote(operation: AtLeast, layout: Layout, neurons: Neurons) -> None:
 
 def _correction(operation: Correction, layout: Layout, neurons: Neurons) -> None:
     for value in layout.values(operation):
-        difference = {layout.at(operation.spare, value): 1.0, layout.at(operation.main, value): -1.0}
+        difference = {
+            layout.at(operation.spare, value): 1.0,
+            layout.at(operation.main, value): -1.0,
+        }
         for sign in (1.0, -1.0):
             reads = {c: sign * w for c, w in difference.items()}
             neurons.add(reads, 0.0, {layout.at(operation, value): sign})

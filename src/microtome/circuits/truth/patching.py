@@ -190,4 +190,3 @@ def _head(
     pattern = np.exp(scores - scores.max(-1, keepdims=True))
     pattern /= pattern.sum(-1, keepdims=True)
     return np.asarray(pattern @ value @ block.output[head])
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,11 @@ from microtome.core.seeds import rng
 from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
+    from microtome.circuits.results import Circuit, Level
     from microtome.circuits.truth.compiling import Compiled
+    from microtome.circuits.truth.ground_truth import GroundTruth
+    from microtome.circuits.truth.realism import Realism
+    from microtome.tracing.model import Model
 
 Sequence = tuple[str, ...]
 
@@ -21,6 +26,86 @@ SHARES: dict[Split, float] = {"train": 0.5, "validation": 0.2, "test": 0.3}
 
 TRIES = 40
 """Draws for each item that is wanted, before the space counts as exhausted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A model, something it does, and the circuit that does it.
+
+    Attributes:
+        compiled: The compiled program.
+        behavior: Its task as pairs.
+        truth: Its edges.
+    """
+
+    compiled: Compiled
+    behavior: Behavior
+    truth: GroundTruth
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.compiled.model
+
+    def circuit(self, *, level: Level = "node", ablation: str = "resample") -> Circuit:
+        """Return the functional circuit: its edges, or the heads and MLPs they leave or enter.
+
+        Args:
+            level: ``node`` or ``edge``.
+            ablation: Under which ablation.
+        """
+        from microtome.circuits.graph import ComponentGraph, nodes_on
+        from microtome.tracing.components import component_names
+
+        edges = self.truth.functional(ablation)
+        if level == "edge":
+            return self._circuit(edges, self.truth.universe, level)
+        nodes = nodes_on(edges, ComponentGraph.of(self.model))
+        return self._circuit(nodes, component_names(self.model), level)
+
+    def arm(self, number: int = 0) -> Circuit:
+        """Return the heads and MLPs of one copy of the program.
+
+        Args:
+            number: Which copy, from 0; programs without copies have one.
+
+        Raises:
+            ConfigError: If there is no such copy.
+        """
+        from microtome.tracing.components import component_names
+
+        copies = self.compiled.copies
+        if not 0 <= number < len(copies):
+            raise ConfigError(f"arm({number}): there are {len(copies)} copies, counted from 0.")
+        return self._circuit(copies[number], component_names(self.model), "node")
+
+    def _circuit(self, parts: Sequence, universe: Sequence, level: Level) -> Circuit:
+        from microtome.circuits.results import Circuit
+
+        chosen = set(parts)
+        kept = tuple(p for p in universe if p in chosen)
+        return Circuit(kept, universe, "planted", level, model=self.model.fingerprint)
+
+
+def plant(name: str, *, realism: Realism | None = None, n: int = 200, seed: int = 0) -> Planted:
+    """Compile a program and return it with its behavior and its true circuit.
+
+    Args:
+        name: Name of a program.
+        realism: How it is hidden.
+        n: Items of the behavior over all splits.
+        seed: For everything that is drawn.
+
+    Raises:
+        UnknownNameError: If there is no such program.
+    """
+    from microtome.circuits.truth.compiling import compile_program
+    from microtome.circuits.truth.ground_truth import ground_truth
+    from microtome.circuits.truth.programs import program
+
+    compiled = compile_program(program(name), realism=realism, seed=seed)
+    behavior = planted_behavior(compiled, n=n, seed=seed)
+    return Planted(compiled, behavior, ground_truth(compiled, seed=seed))
 
 
 def planted_behavior(compiled: Compiled, *, n: int = 200, seed: int = 0) -> Behavior:
@@ -50,9 +135,7 @@ def planted_behavior(compiled: Compiled, *, n: int = 200, seed: int = 0) -> Beha
             break
         groups = by_answer[lengths[int(random.integers(len(lengths)))]]
         answer, wrong = (str(a) for a in random.choice(sorted(groups), size=2, replace=False))
-        clean, corrupt = (
-            groups[a][int(random.integers(len(groups[a])))] for a in (answer, wrong)
-        )
+        clean, corrupt = (groups[a][int(random.integers(len(groups[a])))] for a in (answer, wrong))
         split = split_of(clean, answer)
         if wanted[split] and (clean, corrupt) not in items:
             wanted[split] -= 1

@@ -126,9 +126,7 @@ def _brackets() -> Operation:
     level = Aggregate(Select(TOKENS, TOKENS, everywhere), step)
     below = Map(lambda x: float(x < -1e-6), level, to_number=True)
     ends = Map(lambda x: abs(x) < 1e-6, level)
-    fallen = Map(
-        lambda x: x > 1e-6, Aggregate(Select(TOKENS, TOKENS, everywhere), below)
-    )
+    fallen = Map(lambda x: x > 1e-6, Aggregate(Select(TOKENS, TOKENS, everywhere), below))
     return SequenceMap(lambda end, bad: "yes" if end and not bad else "no", ends, fallen)
 
 
@@ -153,8 +151,7 @@ def _gate(function: Callable[[str, str], Value]) -> Callable[[], Operation]:
 
     def build() -> Operation:
         second, third = (
-            Aggregate(Select(INDICES, TOKENS, lambda k, q, at=at: k == at), TOKENS)
-            for at in (2, 3)
+            Aggregate(Select(INDICES, TOKENS, lambda k, q, at=at: k == at), TOKENS) for at in (2, 3)
         )
         return SequenceMap(function, second, third)
 

@@ -35,9 +35,7 @@ class Separation:
     parts: int
 
 
-def separation(
-    universe: Sequence[str], strength: np.ndarray, truth: Collection[str]
-) -> Separation:
+def separation(universe: Sequence[str], strength: np.ndarray, truth: Collection[str]) -> Separation:
     """Compare scores with a truth.
 
     Args:

@@ -43,9 +43,7 @@ def source_writes(weights: ModuleWeights) -> dict[str, np.ndarray]:
     return found
 
 
-def _live_reads(
-    weights: ModuleWeights, writes: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _live_reads(weights: ModuleWeights, writes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the directions that each live target reads, columns ``[d_model, direction]``."""
     reads = {LOGITS: weights.readout.T}
     for number in reversed(range(len(weights.blocks))):
