@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import analysis, dissection, health, inputs, models, sweeping
+from microtome.cli import analysis, circuits, dissection, health, inputs, models, sweeping
 from microtome.cli.running import run
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models.app, name="models")
+app.add_typer(circuits.app, name="circuit")
 app.command("dissect")(dissection.dissect)
 app.command("trace")(analysis.trace)
 app.command("lens")(analysis.lens)

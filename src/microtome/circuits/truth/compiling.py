@@ -190,15 +190,13 @@ def _shape(layout: Layout, realism: Realism) -> tuple[int, int, int]:
     for block in range(layout.blocks):
         written = layout.written_at(2 * block)
         wide = max(wide, len(written))
-        sizes += [head_of(o, layout, layout.width, 1.0).size for o in written if _is_head(o)]
+        for operation in written:
+            if isinstance(operation, Aggregate | InverseWidth):
+                sizes.append(head_of(operation, layout, layout.width, SHARPNESS).size)
     count = max(1, wide + realism.decoy_heads + realism.dead_heads)
     needed = layout.width + DECOY_WIDTH + DEAD_WIDTH
     size = max(*sizes, -(-needed // count))
     return size * count, size, count
-
-
-def _is_head(operation: Operation) -> bool:
-    return isinstance(operation, Aggregate | InverseWidth)
 
 
 def _heads(

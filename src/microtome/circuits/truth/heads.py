@@ -31,7 +31,7 @@ class HeadWeights:
     @property
     def size(self) -> int:
         """Its d_head."""
-        return max(self.query.shape[1], self.value.shape[1])
+        return max(int(self.query.shape[1]), int(self.value.shape[1]))
 
 
 def head_of(

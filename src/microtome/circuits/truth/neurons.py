@@ -62,8 +62,10 @@ def add_neurons(operation: Operation, layout: Layout, neurons: Neurons) -> None:
         (_number_map if operation.operand.numerical else _map)(operation, layout, neurons)
     elif isinstance(operation, SequenceMap):
         _pairs(operation, layout, neurons)
-    elif isinstance(operation, AtLeast | Correction) and not operation.operands[0].numerical:
-        (_vote if isinstance(operation, AtLeast) else _correction)(operation, layout, neurons)
+    elif isinstance(operation, AtLeast) and not operation.copies[0].numerical:
+        _vote(operation, layout, neurons)
+    elif isinstance(operation, Correction) and not operation.main.numerical:
+        _correction(operation, layout, neurons)
     else:
         raise ConfigError(
             f"{type(operation).__name__} of numbers cannot be computed by an MLP; expected "

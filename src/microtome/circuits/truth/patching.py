@@ -29,7 +29,6 @@ ROWS = 2048
 Patch = Sequence[str]
 """Edges that are replaced together."""
 
-_SIDES = ("clean", "corrupt")
 _NOTHING = np.zeros((0, 2), dtype=int)
 
 
@@ -82,14 +81,15 @@ class Patcher:
         lengths = np.array([len(e.clean) for e in self.examples])
         for length in np.unique(lengths):
             places = np.flatnonzero(lengths == length)
-            clean, corrupt = (self._forward(self._tokens(places, side)) for side in _SIDES)
+            tokens = self._tokens(places, "clean")
+            clean, corrupt = (self._forward(t) for t in (tokens, self._tokens(places, "corrupt")))
             instead = corrupt.written if self.ablation == "resample" else None
             step = max(1, ROWS // len(places))
             for block in np.unique(first):
                 rows = np.flatnonzero(first == block)
                 for chunk in np.split(rows, range(step, len(rows), step)):
                     chosen = [pairs[i] for i in chunk]
-                    found = self._forward(None, chosen, clean, int(block), instead)
+                    found = self._forward(tokens, chosen, clean, int(block), instead)
                     logits[np.ix_(chunk, places)] = found.logits
         return logits
 
@@ -111,7 +111,7 @@ class Patcher:
 
     def _forward(
         self,
-        tokens: np.ndarray | None,
+        tokens: np.ndarray,
         patches: Sequence[np.ndarray] = (_NOTHING,),
         base: _Run | None = None,
         first: int = 0,
@@ -120,7 +120,7 @@ class Patcher:
         """Run whole prompts, or patches from a block on, before which nothing differs.
 
         Args:
-            tokens: Token ids ``[example, pos]``, where there is no ``base``.
+            tokens: Token ids ``[example, pos]``.
             patches: Source and target numbers of the edges of each patch.
             base: The unpatched run.
             first: Block to start at.

@@ -111,8 +111,10 @@ def plant(name: str, *, realism: Realism | None = None, n: int = 200, seed: int 
 def planted_behavior(compiled: Compiled, *, n: int = 200, seed: int = 0) -> Behavior:
     """Return a compiled program's task as pairs of inputs with different answers.
 
-    Clean and corrupt inputs are drawn independently and have one length. A template is a length
-    and a first token; test has templates that train has not, validation has clusters of its own.
+    Two inputs of one length and split are drawn independently and make two items, each being the
+    clean one once, so that no constant preference among the answers does better than chance. A
+    template is a length and a first token, a cluster also a second and a last one. Test has
+    templates that train has not, validation has clusters of its own.
 
     Args:
         compiled: The program.
@@ -125,21 +127,19 @@ def planted_behavior(compiled: Compiled, *, n: int = 200, seed: int = 0) -> Beha
     if n < 20:
         raise ConfigError(f"n={n} is too small for three splits; expected at least 20.")
     random = rng(seed, "planted", compiled.program.name)
-    by_answer = _by_length_and_answer(compiled)
-    split_of = _Splits(compiled, by_answer, random)
-    wanted = {split: round(n * share) for split, share in SHARES.items()}
-    lengths = sorted(by_answer)
+    pools = _pools(compiled, random)
     items: dict[tuple[Sequence, Sequence], Item] = {}
-    for _ in range(n * TRIES):
-        if not any(wanted.values()):
-            break
-        groups = by_answer[lengths[int(random.integers(len(lengths)))]]
-        answer, wrong = (str(a) for a in random.choice(sorted(groups), size=2, replace=False))
-        clean, corrupt = (groups[a][int(random.integers(len(groups[a])))] for a in (answer, wrong))
-        split = split_of(clean, answer)
-        if wanted[split] and (clean, corrupt) not in items:
-            wanted[split] -= 1
-            items[clean, corrupt] = _item(compiled, clean, corrupt, answer, wrong, split)
+    for split, share in SHARES.items():
+        groups = pools[split]
+        wanted = len(items) + 2 * round(n * share / 2)
+        for _ in range(n * TRIES):
+            if len(items) >= wanted or not groups:
+                break
+            group = groups[int(random.integers(len(groups)))]
+            answers = [str(a) for a in random.choice(sorted(group), size=2, replace=False)]
+            one, two = (group[a][int(random.integers(len(group[a])))] for a in answers)
+            for clean, corrupt in ((one, two), (two, one)):
+                items.setdefault((clean, corrupt), _item(compiled, clean, corrupt, split))
     if {i.split for i in items.values()} != set(SHARES):
         raise ConfigError(f"{compiled.program.name}: the inputs do not fill all three splits.")
     return Behavior(
@@ -152,57 +152,59 @@ def planted_behavior(compiled: Compiled, *, n: int = 200, seed: int = 0) -> Beha
     )
 
 
-def _by_length_and_answer(compiled: Compiled) -> dict[int, dict[str, list[Sequence]]]:
-    """Return the inputs by length and answer, lengths with a single answer left out."""
-    found: dict[int, dict[str, list[Sequence]]] = {}
+Group = dict[str, list[Sequence]]
+"""Inputs of one length and split by their answer."""
+
+
+def _pools(compiled: Compiled, random: np.random.Generator) -> dict[Split, list[Group]]:
+    """Return the inputs of each split, in groups from which pairs can be drawn."""
+    split_of = _splits(compiled, random)
+    groups: dict[tuple[Split, int], Group] = {}
     for tokens, answer in compiled.answers.items():
-        found.setdefault(len(tokens), {}).setdefault(answer, []).append(tokens)
-    return {length: groups for length, groups in found.items() if len(groups) > 1}
+        split = split_of[_cluster(tokens)]
+        groups.setdefault((split, len(tokens)), {}).setdefault(answer, []).append(tokens)
+    pools: dict[Split, list[Group]] = {split: [] for split in SHARES}
+    for (split, _), group in sorted(groups.items()):
+        if len(group) > 1:
+            pools[split].append(group)
+    return pools
 
 
 def _template(tokens: Sequence) -> str:
     return f"{len(tokens)} tokens, {tokens[0]} first"
 
 
-class _Splits:
-    """Which split an input belongs to: by its template, and its answer within a template."""
-
-    def __init__(
-        self,
-        compiled: Compiled,
-        by_answer: dict[int, dict[str, list[Sequence]]],
-        random: np.random.Generator,
-    ) -> None:
-        inputs = [s for groups in by_answer.values() for group in groups.values() for s in group]
-        templates = sorted({_template(s) for s in inputs})
-        count = max(1, round(SHARES["test"] * len(templates)))
-        self._test = {templates[int(i)] for i in random.permutation(len(templates))[:count]}
-        clusters = sorted(
-            {(t, compiled.answers[s]) for s in inputs if (t := _template(s)) not in self._test}
-        )
-        share = SHARES["validation"] / (SHARES["train"] + SHARES["validation"])
-        count = max(1, round(share * len(clusters)))
-        chosen = random.permutation(len(clusters))[:count]
-        self._validation = {clusters[int(i)] for i in chosen}
-
-    def __call__(self, tokens: Sequence, answer: str) -> Split:
-        template = _template(tokens)
-        if template in self._test:
-            return "test"
-        return "validation" if (template, answer) in self._validation else "train"
+def _cluster(tokens: Sequence) -> str:
+    return f"{_template(tokens)}/{tokens[1]} second, {tokens[-1]} last"
 
 
-def _item(
-    compiled: Compiled, clean: Sequence, corrupt: Sequence, answer: str, wrong: str, split: Split
-) -> Item:
-    template = _template(clean)
+def _splits(compiled: Compiled, random: np.random.Generator) -> dict[str, Split]:
+    """Return the split of each cluster; whole templates go to test if they have two answers."""
+    answers: dict[str, set[str]] = {}
+    for tokens, answer in compiled.answers.items():
+        answers.setdefault(_template(tokens), set()).add(answer)
+    mixed = sorted(t for t, found in answers.items() if len(found) > 1)
+    count = max(1, round(SHARES["test"] * len(mixed)))
+    test = {mixed[int(i)] for i in random.permutation(len(mixed))[:count]}
+    rest = sorted({_cluster(s) for s in compiled.answers if _template(s) not in test})
+    count = max(1, round(len(rest) * SHARES["validation"] / (1.0 - SHARES["test"])))
+    validation = {rest[int(i)] for i in random.permutation(len(rest))[:count]}
+    found: dict[str, Split] = {}
+    for tokens in compiled.answers:
+        cluster = _cluster(tokens)
+        own: Split = "validation" if cluster in validation else "train"
+        found[cluster] = "test" if _template(tokens) in test else own
+    return found
+
+
+def _item(compiled: Compiled, clean: Sequence, corrupt: Sequence, split: Split) -> Item:
     return Item(
         clean=" ".join(clean),
         corrupt=" ".join(corrupt),
-        answers=(f" {answer}",),
-        wrongs=(f" {wrong}",),
-        cluster=f"{template}/{answer}",
-        template=template,
+        answers=(f" {compiled.answers[clean]}",),
+        wrongs=(f" {compiled.answers[corrupt]}",),
+        cluster=_cluster(clean),
+        template=_template(clean),
         split=split,
         features={"length": float(len(clean)), "last": clean[-1]},
         source=f"{compiled.program.name} program",

@@ -150,9 +150,8 @@ def _gate(function: Callable[[str, str], Value]) -> Callable[[], Operation]:
     """Return the gate of the second and the third bit."""
 
     def build() -> Operation:
-        second, third = (
-            Aggregate(Select(INDICES, TOKENS, lambda k, q, at=at: k == at), TOKENS) for at in (2, 3)
-        )
+        second = Aggregate(Select(INDICES, TOKENS, lambda k, q: k == 2), TOKENS)
+        third = Aggregate(Select(INDICES, TOKENS, lambda k, q: k == 3), TOKENS)
         return SequenceMap(function, second, third)
 
     return build

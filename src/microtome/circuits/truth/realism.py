@@ -126,10 +126,11 @@ class Decoys:
         weights[: self.used] *= 1.5
         weights[self.own] /= self.loudness * np.sqrt(self.width)
         weights[self.dead] = 0.0
-        return weights / np.sqrt(size)
+        return np.asarray(weights / np.sqrt(size))
 
     def _noise(self, rows: int, columns: int) -> np.ndarray:
-        return self.random.standard_normal((rows, columns)) / np.sqrt(max(rows, 1))
+        noise = self.random.standard_normal((rows, columns))
+        return np.asarray(noise / np.sqrt(max(rows, 1)))
 
 
 def rotation(size: int, random: np.random.Generator) -> np.ndarray:
