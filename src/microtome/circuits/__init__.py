@@ -5,6 +5,11 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "FinderBenchmark": "microtome.circuits.truth.benchmarking:FinderBenchmark",
+    "GroundTruth": "microtome.circuits.truth.known_edges:GroundTruth",
+    "benchmark": "microtome.circuits.truth.benchmarking:benchmark",
+    "plant": "microtome.circuits.truth.planting:plant",
+    "truth": "microtome.circuits.truth",
     "Ablator": "microtome.circuits.ablation:Ablator",
     "CoarseScores": "microtome.circuits.edge_scores:CoarseScores",
     "Circuit": "microtome.circuits.results:Circuit",

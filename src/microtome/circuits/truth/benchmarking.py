@@ -13,7 +13,7 @@ import numpy as np
 from microtome.circuits.finding import FINDERS
 from microtome.circuits.graph import ComponentGraph, nodes_on
 from microtome.circuits.truth.compiling import Compiled, compile_program
-from microtome.circuits.truth.ground_truth import GroundTruth, Truth, ground_truth
+from microtome.circuits.truth.known_edges import GroundTruth, Truth, ground_truth
 from microtome.circuits.truth.patching import TRUTH_ABLATIONS
 from microtome.circuits.truth.planting import planted_behavior
 from microtome.circuits.truth.programs import PROGRAMS, program

@@ -15,7 +15,7 @@ from microtome.errors import ConfigError
 if TYPE_CHECKING:
     from microtome.circuits.results import Circuit, Level
     from microtome.circuits.truth.compiling import Compiled
-    from microtome.circuits.truth.ground_truth import GroundTruth
+    from microtome.circuits.truth.known_edges import GroundTruth
     from microtome.circuits.truth.realism import Realism
     from microtome.tracing.model import Model
 
@@ -100,7 +100,7 @@ def plant(name: str, *, realism: Realism | None = None, n: int = 200, seed: int 
         UnknownNameError: If there is no such program.
     """
     from microtome.circuits.truth.compiling import compile_program
-    from microtome.circuits.truth.ground_truth import ground_truth
+    from microtome.circuits.truth.known_edges import ground_truth
     from microtome.circuits.truth.programs import program
 
     compiled = compile_program(program(name), realism=realism, seed=seed)
