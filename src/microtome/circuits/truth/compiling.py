@@ -193,7 +193,9 @@ def _shape(layout: Layout, realism: Realism) -> tuple[int, int, int]:
         for operation in written:
             if isinstance(operation, Aggregate | InverseWidth):
                 sizes.append(head_of(operation, layout, layout.width, SHARPNESS).size)
-    count = max(1, wide + realism.decoy_heads + realism.dead_heads)
+    # a head to spare in every block: probes do not begin with the first token, and a program's own
+    # heads may then write nothing by which attention could be recognized
+    count = wide + max(1, realism.decoy_heads + realism.dead_heads)
     needed = layout.width + DECOY_WIDTH + DEAD_WIDTH
     size = max(*sizes, -(-needed // count))
     return size * count, size, count

@@ -182,7 +182,7 @@ def _role(operation: Operation) -> str:
         "InverseWidth": "selector width",
         "Map": "map",
         "SequenceMap": "sequence map",
-        "AtLeast": "vote of copies",
+        "Vote": "vote of copies",
         "Correction": "backup",
     }[type(operation).__name__]
     kind = "number" if operation.numerical else "category"

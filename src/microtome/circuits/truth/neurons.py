@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from microtome.circuits.truth.layout import Layout
-from microtome.circuits.truth.rasp import AtLeast, Correction, Map, Operation, SequenceMap, Value
+from microtome.circuits.truth.rasp import Correction, Map, Operation, SequenceMap, Value, Vote
 from microtome.errors import ConfigError
 
 GUARD = 4.0
@@ -62,7 +62,7 @@ def add_neurons(operation: Operation, layout: Layout, neurons: Neurons) -> None:
         (_number_map if operation.operand.numerical else _map)(operation, layout, neurons)
     elif isinstance(operation, SequenceMap):
         _pairs(operation, layout, neurons)
-    elif isinstance(operation, AtLeast) and not operation.copies[0].numerical:
+    elif isinstance(operation, Vote) and not operation.copies[0].numerical:
         _vote(operation, layout, neurons)
     elif isinstance(operation, Correction) and not operation.main.numerical:
         _correction(operation, layout, neurons)
@@ -125,7 +125,7 @@ def _number_map(operation: Map, layout: Layout, neurons: Neurons) -> None:
             neurons.add({**guard, place: slope}, bias - slope * middle, change)
 
 
-def _vote(operation: AtLeast, layout: Layout, neurons: Neurons) -> None:
+def _vote(operation: Vote, layout: Layout, neurons: Neurons) -> None:
     for value in layout.values(operation):
         reads = {layout.at(copy, value): 1.0 for copy in operation.copies}
         for sign, bias in ((1.0, 1.0), (-1.0, 0.0)):

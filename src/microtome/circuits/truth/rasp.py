@@ -3,7 +3,7 @@
 An operation gives one value at each position. Categorical values are written one-hot, numbers as
 one coordinate. Attention is causal: a position selects among itself and what comes before. Where
 nothing is selected, attention rests on the beginning-of-sequence token and the value is None (0 for
-a number). The operations follow Tracr (Lindner et al. 2023); ``AtLeast`` and ``Correction`` are
+a number). The operations follow Tracr (Lindner et al. 2023); ``Vote`` and ``Correction`` are
 ours, for planted redundancy.
 """
 
@@ -151,7 +151,7 @@ class SequenceMap(Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class AtLeast(Operation):
+class Vote(Operation):
     """A categorical value on which at least so many copies agree: 1 of 2 is OR, 2 of 3 a vote.
 
     Attributes:
@@ -253,7 +253,7 @@ def _values(operation: Operation, tokens: tuple[str, ...], found: dict[int, Valu
         return tuple(None if None in p else operation.function(*p) for p in pairs)
     if isinstance(operation, Correction):
         return read[1]
-    if isinstance(operation, AtLeast):
+    if isinstance(operation, Vote):
         return tuple(_agreed(votes, operation.threshold) for votes in zip(*read, strict=True))
     raise TypeError(f"{type(operation).__name__} is no operation of the language")
 

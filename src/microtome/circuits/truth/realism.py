@@ -13,7 +13,7 @@ import numpy as np
 
 from microtome.circuits.truth.heads import HeadWeights
 from microtome.circuits.truth.neurons import Neurons
-from microtome.circuits.truth.rasp import AtLeast, Correction, Operation
+from microtome.circuits.truth.rasp import Correction, Operation, Vote
 from microtome.errors import ConfigError
 
 Copies = Literal["none", "either", "vote", "backup"]
@@ -53,7 +53,7 @@ class Realism:
 
 
 PLAIN = Realism(rotate=False, decoy_heads=0, dead_heads=0, decoy_neurons=0, spare_blocks=0)
-"""Nothing is hidden; only what the shape of the model leaves over is filled with dead parts."""
+"""Nothing is hidden; a dead head in every block, and what else the shape leaves over, fill it."""
 
 DECOY_WIDTH, DEAD_WIDTH = 6, 2
 """Coordinates that only decoys read, and coordinates that nothing reads."""
@@ -62,9 +62,9 @@ DECOY_WIDTH, DEAD_WIDTH = 6, 2
 def copied(first: Operation, second: Operation, third: Operation, copies: Copies) -> Operation:
     """Return a program made of as many of three equal, separate programs as are asked for."""
     if copies == "either":
-        return AtLeast((first, second), 1)
+        return Vote((first, second), 1)
     if copies == "vote":
-        return AtLeast((first, second, third), 2)
+        return Vote((first, second, third), 2)
     if copies == "backup":
         return Correction(first, second)
     return first
