@@ -3,6 +3,7 @@
 ``workloads``: microtome, raw PyTorch and the peers on workloads a to f. ``growth``: what a sweep
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
+``circuits``: what scoring every edge costs.
 ``maximization``: texts that excite neurons, against the corpus.
 """
 
@@ -13,7 +14,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import growth, large, maximization, overhead, twins, workloads
+from benchmarks import circuits, growth, large, maximization, overhead, twins, workloads
 from benchmarks.options import Options, add_arguments, options
 
 TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
@@ -22,6 +23,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "large": large.table,
     "overhead": lambda _: (overhead.table(), None),
     "twins": lambda _: (twins.table(), None),
+    "circuits": circuits.table,
     "maximization": lambda _: (maximization.table(), None),
 }
 

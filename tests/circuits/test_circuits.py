@@ -15,8 +15,10 @@ from microtome.circuits import Ablator, Circuit, Evidence, curve, decide, evalua
 from microtome.circuits.connections import connections
 from microtome.circuits.evaluation import closeness, takeovers
 from microtome.circuits.finding import sizes_up_to, top
-from microtome.circuits.nulls import inverted, matched_nodes, permute, stability
+from microtome.circuits.matching import matched
+from microtome.circuits.nulls import inverted, permute
 from microtome.circuits.results import Evaluation, Nulls, Stability
+from microtome.circuits.variation import stability
 from microtome.core.seeds import rng
 from microtome.core.stats import Interval
 from microtome.errors import ConfigError, UnknownNameError
@@ -99,7 +101,7 @@ def test_nulls_keep_what_they_should(model: Model, examples: Examples) -> None:
     assert all(a.answers == b.wrongs for a, b in zip(examples, inverted(examples), strict=True))
     universe = Ablator(model, examples).universe
     circuit = Circuit(("a0.h1", "a0.h2", "m1"), universe, "x")
-    drawn = matched_nodes(circuit, rng(0, "t"))
+    drawn = matched(circuit, rng(0, "t"))
     assert (
         sum(n.startswith("a0") for n in drawn) == 2 and sum(n.startswith("m") for n in drawn) == 1
     )

@@ -1,15 +1,18 @@
-"""Evaluating circuits: faithfulness, complement, curves and minimality."""
+"""Evaluating circuits of nodes or edges: faithfulness, complement, curves and minimality."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.circuits.ablation import Ablation, Ablator
+from microtome.circuits.ablation import Ablation
+from microtome.circuits.areas import ENOUGH, areas, nominal_sizes, sizes_of
 from microtome.circuits.finding import top
-from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve
+from microtome.circuits.graph import ComponentGraph, split_edge
+from microtome.circuits.levels import check_parts, runner
+from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap
 
@@ -30,20 +33,20 @@ def evaluate(
 ) -> Evaluation:
     """Score a circuit with everything else ablated, and everything else with the circuit ablated.
 
-    ``m(N)`` is the unchanged model and ``m(0)`` the model with every head and MLP ablated.
+    ``m(N)`` is the unchanged model and ``m(0)`` the model with every part ablated.
 
     Args:
         model: The model.
         examples: Where to score it: a split that the circuit was not found on.
-        circuit: The circuit.
-        ablation: What ablated nodes give.
+        circuit: The circuit, of nodes or of edges.
+        ablation: What ablated parts give.
         metric: A metric that reads the prompt's end.
         reference: Examples over which means are taken.
         seed: For the bootstrap.
     """
-    ablator = Ablator(model, examples, ablation=ablation, reference=reference)
-    everything = frozenset(ablator.universe)
-    found = ablator.run(
+    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    everything = frozenset(ran.universe)
+    found = ran.run(
         [everything, frozenset(), circuit.kept, everything - circuit.kept], [metric, "accuracy"]
     )
     full, empty, kept, without = found[metric]
@@ -70,27 +73,128 @@ def curve(
     ranking: Sequence[str],
     sizes: Sequence[int],
     *,
+    level: Level = "node",
     ablation: Ablation = "resample",
     metric: str = "logit_difference",
     split: str = "validation",
     reference: Examples | None = None,
     seed: int = 0,
 ) -> FaithfulnessCurve:
-    """Return the faithfulness of the first ``k`` nodes of a ranking, for several ``k``."""
-    ablator = Ablator(model, examples, ablation=ablation, reference=reference)
-    circuits = [frozenset(ablator.universe), frozenset(), *(top(ranking, s) for s in sizes)]
-    full, empty, *rows = ablator.run(circuits, [metric])[metric]
+    """Return the faithfulness of the first ``k`` parts of a ranking, for several ``k``.
+
+    Edges that lie on no path from the embedding to the logits are dropped before a circuit is run
+    and counted. Where MIB's sizes are among those asked for, the curve has its areas.
+
+    Args:
+        model: The model.
+        examples: Where to score: a split that the ranking was not found on.
+        ranking: Parts, strongest first; parts that it leaves out follow in the model's order.
+        sizes: Numbers of parts, ascending.
+        level: Whether the parts are nodes or edges.
+        ablation: What ablated parts give.
+        metric: A metric that reads the prompt's end.
+        split: Name of the split, for the result.
+        reference: Examples over which means are taken.
+        seed: For the bootstrap.
+
+    Raises:
+        UnknownNameError: If a part does not exist.
+    """
+    ran = runner(model, examples, level, ablation=ablation, reference=reference)
+    order = complete(ranking, ran.universe)
+    graph = ComponentGraph.of(model) if level == "edge" else None
+    circuits = [connected(top(order, s), graph) for s in sizes]
+    everything, total = frozenset(ran.universe), len(ran.universe)
+    found = ran.run([everything, frozenset(), *circuits], [metric])[metric]
+    full, empty, rows = found[0], found[1], found[2:]
+    clusters = examples.clusters
     intervals = [
-        cluster_ratio_bootstrap(row - empty, full - empty, examples.clusters, seed=seed)
-        for row in rows
+        cluster_ratio_bootstrap(row - empty, full - empty, clusters, seed=seed) for row in rows
     ]
+    kept = [len(c) for c in circuits]
+    measured = None
+    if set(nominal_sizes(total)) <= set(sizes):
+        sure = next((k for k, f in zip(kept, intervals, strict=True) if f.low >= ENOUGH), total)
+        measured = areas(
+            sizes, kept, total, rows, full, empty, clusters, sure_size=sure, seed=seed
+        )  # fmt: skip
     return FaithfulnessCurve(
         sizes=tuple(sizes),
         faithfulness=tuple(intervals),
         ablation=ablation,
         split=split,
-        provenance=collect(model, {"ablation": ablation, "metric": metric}, seed=seed),
+        kept=tuple(kept),
+        total=total,
+        areas=measured,
+        provenance=collect(
+            model, {"ablation": ablation, "metric": metric, "level": level}, seed=seed
+        ),
     )
+
+
+def faithfulness_curve(
+    model: Model,
+    examples: Examples,
+    ranking: Sequence[str],
+    *,
+    level: Level = "node",
+    ablation: Ablation = "resample",
+    metric: str = "logit_difference",
+    split: str = "test",
+    reference: Examples | None = None,
+    seed: int = 0,
+) -> FaithfulnessCurve:
+    """Return the curve at MIB's ten fractions and at log-spaced sizes, with its areas.
+
+    Args:
+        model: The model.
+        examples: Where to score: a split that the ranking was not found on.
+        ranking: Parts, strongest first; by magnitude for CMD, by value for CPR.
+        level: Whether the parts are nodes or edges.
+        ablation: What ablated parts give.
+        metric: A metric that reads the prompt's end.
+        split: Name of the split, for the result.
+        reference: Examples over which means are taken.
+        seed: For the bootstrap.
+
+    Raises:
+        UnknownNameError: If a part does not exist.
+    """
+    total = len(universe_of(model, level))
+    return curve(
+        model, examples, ranking, sizes_of(total), level=level, ablation=ablation, metric=metric,
+        split=split, reference=reference, seed=seed,
+    )  # fmt: skip
+
+
+def universe_of(model: Model, level: Level) -> tuple[str, ...]:
+    """Return all parts of a model at a level."""
+    from microtome.tracing.components import component_names
+
+    return component_names(model) if level == "node" else ComponentGraph.of(model).edges
+
+
+def complete(ranking: Sequence[str], universe: Sequence[str]) -> tuple[str, ...]:
+    """Return a ranking of all parts: the given one, then what it leaves out.
+
+    Raises:
+        UnknownNameError: If a part does not exist.
+    """
+    ranked = tuple(dict.fromkeys(check_parts(ranking, universe)))
+    known = set(ranked)
+    return (*ranked, *(p for p in universe if p not in known))
+
+
+def connected(parts: frozenset[str], graph: ComponentGraph | None) -> frozenset[str]:
+    """Return the edges that lie on a path from the embedding to the logits.
+
+    Args:
+        parts: Edges, or nodes.
+        graph: The graph of the edges; None for nodes, which are returned as they are.
+    """
+    if graph is None or not parts:
+        return parts
+    return frozenset(graph.named(graph.connected(graph.mask(parts))))
 
 
 def minimality(
@@ -102,15 +206,15 @@ def minimality(
     metric: str = "logit_difference",
     reference: Examples | None = None,
 ) -> dict[str, float]:
-    """Return how much faithfulness is lost when each node alone is dropped from the circuit."""
-    ablator = Ablator(model, examples, ablation=ablation, reference=reference)
-    dropped = [circuit.kept - {node} for node in circuit.parts]
-    found = ablator.run(
-        [frozenset(ablator.universe), frozenset(), circuit.kept, *dropped], [metric]
-    )[metric]
+    """Return how much faithfulness is lost when each part alone is dropped from the circuit."""
+    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    dropped = [circuit.kept - {part} for part in circuit.parts]
+    found = ran.run([frozenset(ran.universe), frozenset(), circuit.kept, *dropped], [metric])[
+        metric
+    ]
     means = found.mean(1)
     span = means[0] - means[1]
-    return {node: float((means[2] - means[3 + i]) / span) for i, node in enumerate(circuit.parts)}
+    return {part: float((means[2] - means[3 + i]) / span) for i, part in enumerate(circuit.parts)}
 
 
 def takeovers(
@@ -122,24 +226,38 @@ def takeovers(
     metric: str = "logit_difference",
     reference: Examples | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return what each node outside carries, with the circuit present and with it ablated.
+    """Return what each part outside carries, with the circuit present and with it ablated.
+
+    Nodes are ablated one at a time. Of edges, all that leave one source and lie outside the circuit
+    are ablated together, and the source is named.
 
     Returns:
-        Node to (share of the metric lost when it alone is ablated, share lost when it is ablated
+        Part to (share of the metric lost when it alone is ablated, share lost when it is ablated
         besides the circuit).
     """
-    ablator = Ablator(model, examples, ablation=ablation, reference=reference)
-    everything = frozenset(ablator.universe)
-    outside = [n for n in ablator.universe if n in circuit.rest]
-    alone = [everything - {n} for n in outside]
-    besides = [everything - circuit.kept - {n} for n in outside]
+    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    everything = frozenset(ran.universe)
+    outside = knocked_out(circuit)
+    alone = [everything - parts for parts in outside.values()]
+    besides = [everything - circuit.kept - parts for parts in outside.values()]
     base = [everything, frozenset(), everything - circuit.kept]
-    means = ablator.run([*base, *alone, *besides], [metric])[metric].mean(1)
+    means = ran.run([*base, *alone, *besides], [metric])[metric].mean(1)
     span = means[0] - means[1]
     count = len(outside)
     lost = (means[0] - means[3 : 3 + count]) / span
     more = (means[2] - means[3 + count :]) / span
     return {n: (float(a), float(b)) for n, a, b in zip(outside, lost, more, strict=True)}
+
+
+def knocked_out(circuit: Circuit) -> Mapping[str, frozenset[str]]:
+    """Return what is ablated together outside a circuit, by name: a node, or a source's edges."""
+    outside = [p for p in circuit.universe if p in circuit.rest]
+    if circuit.level == "node":
+        return {p: frozenset({p}) for p in outside}
+    groups: dict[str, set[str]] = {}
+    for edge in outside:
+        groups.setdefault(split_edge(edge)[0], set()).add(edge)
+    return {source: frozenset(edges) for source, edges in groups.items()}
 
 
 def item_closeness(full: np.ndarray, empty: np.ndarray, kept: np.ndarray) -> float:

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.behaviors.examples import Examples
-from microtome.circuits.ablation import Ablation, Ablator
+from microtome.circuits.ablation import Ablation
 from microtome.circuits.evaluation import closeness, item_closeness
 from microtome.circuits.finding import Method, find, top
-from microtome.circuits.nodes import head_of, layer_of
-from microtome.circuits.results import Circuit, Nulls, Stability
+from microtome.circuits.levels import Finder, runner
+from microtome.circuits.matching import matched
+from microtome.circuits.results import Circuit, Level, Nulls
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.core.seeds import rng
 from microtome.core.stats import cluster_ratio_bootstrap
+from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
-    from microtome.attribution import ComponentScores
     from microtome.tracing.model import Model
 
 RANDOM = 40
@@ -38,7 +39,7 @@ def search_nulls(
     count: int,
     ablation: Ablation,
     metric: str,
-    method: Method,
+    method: Method | Finder,
     seed: int,
     enough: float | None = None,
     progress: Progress = quiet,
@@ -60,17 +61,21 @@ def search_nulls(
         count: Twins, and as many permutations of the answers.
         ablation: What ablated nodes give.
         metric: The metric.
-        method: The finder.
+        method: The finder: a method of :func:`find`, or a function from a model and train examples
+            to scores of its parts. Edges need a function.
         seed: Which nulls.
         enough: Stop at the first twin that reaches this closeness, since the rule is then decided.
         progress: Told after each null.
+
+    Raises:
+        ConfigError: If a circuit of edges comes without a function that finds edges.
     """
     twins: list[float] = []
     curves: list[list[float]] = []
     permuted: list[float] = []
     overlaps: list[float] = []
     size = len(circuit.parts)
-    rules = _Rules(ablation, metric, method, train)
+    rules = _Rules(ablation, metric, method, train, circuit.level)
     full, empty = rules.values(model, test, None, frozenset())
     for number in range(count):
         with model.twin(seed * 1000 + number + 1) as other:
@@ -112,10 +117,20 @@ class _Rules:
 
     ablation: Ablation
     metric: str
-    method: Method
+    method: Method | Finder
     reference: Examples
+    level: Level
+
+    def __post_init__(self) -> None:
+        if self.level != "node" and not callable(self.method):
+            raise ConfigError(
+                f"method={self.method!r} finds nodes; the nulls of a circuit of {self.level}s need "
+                "a function from a model and examples to scores of its parts."
+            )
 
     def ranking(self, model: Model, train: Examples) -> tuple[str, ...]:
+        if callable(self.method):
+            return self.method(model, train).ranking()
         scores = find(model, train, method=self.method, metric=self.metric, ablation=self.ablation)
         return tuple(scores.ranking())
 
@@ -123,10 +138,10 @@ class _Rules:
         self, model: Model, examples: Examples, *circuits: frozenset[str] | None
     ) -> np.ndarray:
         """Return the metric ``[circuit, example]``; None stands for the whole model."""
-        ablator = Ablator(model, examples, ablation=self.ablation, reference=self.reference)
-        everything = frozenset(ablator.universe)
+        ran = runner(model, examples, self.level, ablation=self.ablation, reference=self.reference)
+        everything = frozenset(ran.universe)
         kept = [everything if c is None else c for c in circuits]
-        return ablator.run(kept, [self.metric])[self.metric]
+        return ran.run(kept, [self.metric])[self.metric]
 
 
 def _mean_curve(values: np.ndarray) -> list[float]:
@@ -167,83 +182,22 @@ def random_floor(
     metric: str,
     seed: int,
     reference: Examples | None = None,
+    count: int = RANDOM,
 ) -> np.ndarray:
-    """Return the guaranteed closeness of random subgraphs with as many parts in each layer.
+    """Return the guaranteed closeness of random subgraphs of the circuit's make.
 
-    Draws that happen to be the circuit itself are left out.
+    Nodes have as many heads in each layer and as many MLPs; edges as many from each kind of source
+    to each kind of target, layer by layer. Draws that happen to be the circuit are left out.
     """
     random = rng(seed, "random subgraphs")
-    drawn = [matched_nodes(circuit, random) for _ in range(RANDOM)]
-    drawn = [nodes for nodes in drawn if nodes != circuit.kept]
-    ablator = Ablator(model, test, ablation=ablation, reference=reference)
-    found = ablator.run([frozenset(ablator.universe), frozenset(), *drawn], [metric])[metric]
+    drawn = [matched(circuit, random) for _ in range(count)]
+    drawn = [parts for parts in drawn if parts != circuit.kept]
+    ran = runner(model, test, circuit.level, ablation=ablation, reference=reference)
+    found = ran.run([frozenset(ran.universe), frozenset(), *drawn], [metric])[metric]
     full, empty = found[0], found[1]
     return np.array(
         [
             closeness(cluster_ratio_bootstrap(row - empty, full - empty, test.clusters, seed=seed))
             for row in found[2:]
         ]
-    )
-
-
-def matched_nodes(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
-    """Draw nodes with the circuit's number of heads in each layer, and of MLPs overall."""
-    drawn: set[str] = set()
-    for layer in {layer_of(n) for n in circuit.universe}:
-        heads = [n for n in circuit.universe if layer_of(n) == layer and head_of(n) is not None]
-        wanted = sum(n in circuit.kept for n in heads)
-        drawn |= (
-            {heads[int(i)] for i in random.choice(len(heads), size=wanted, replace=False)}
-            if wanted
-            else set()
-        )
-    mlps = [n for n in circuit.universe if head_of(n) is None]
-    wanted = sum(n in circuit.kept for n in mlps)
-    drawn |= (
-        {mlps[int(i)] for i in random.choice(len(mlps), size=wanted, replace=False)}
-        if wanted
-        else set()
-    )
-    return frozenset(drawn)
-
-
-def stability(
-    scores: ComponentScores,
-    clusters: np.ndarray,
-    circuit: Circuit,
-    *,
-    resamples: int = 200,
-    seed: int = 0,
-) -> Stability:
-    """Return how the circuit varies over bootstrap resamples of the train clusters.
-
-    Args:
-        scores: Per-example scores on the train split.
-        clusters: Cluster of each train example.
-        circuit: The circuit whose size is kept.
-        resamples: How many.
-        seed: Which resamples.
-    """
-    random = rng(seed, "stability")
-    names = np.unique(clusters)
-    members = {c: np.flatnonzero(clusters == c) for c in names}
-    size = len(circuit.parts)
-    counts = dict.fromkeys(scores.names, 0)
-    overlaps = []
-    for _ in range(resamples):
-        drawn = random.choice(names, size=len(names), replace=True)
-        rows = np.concatenate([members[c] for c in drawn])
-        strength = np.abs(scores.values[rows].mean(0))
-        chosen = {scores.names[int(i)] for i in np.argsort(-strength, kind="stable")[:size]}
-        for node in chosen:
-            counts[node] += 1
-        overlaps.append(len(chosen & circuit.kept) / max(len(chosen | circuit.kept), 1))
-    share = {n: c / resamples for n, c in counts.items()}
-    return Stability(
-        share=share,
-        core=tuple(n for n in scores.names if share[n] >= 0.9),
-        alternatives=tuple(n for n in scores.names if 0.1 <= share[n] < 0.9),
-        median_jaccard=float(np.median(overlaps)),
-        resamples=resamples,
-        provenance=scores.provenance,
     )

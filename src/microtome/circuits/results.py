@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from microtome.circuits.areas import Areas
 from microtome.core.provenance import Provenance
 from microtome.core.stats import Interval
 from microtome.store.results import Result
@@ -68,14 +69,18 @@ class Circuit(Result, version=2):
 
 
 @dataclass(frozen=True, eq=False)
-class FaithfulnessCurve(Result):
+class FaithfulnessCurve(Result, version=2):
     """Faithfulness of circuits of growing size along one ranking.
 
     Attributes:
-        sizes: Numbers of nodes.
+        sizes: Numbers of parts asked for.
         faithfulness: Intervals at each size.
-        ablation: What ablated nodes gave.
+        ablation: What ablated parts gave.
         split: On which split.
+        kept: Numbers of parts actually kept at each size, without edges on no path from the
+            embedding to the logits.
+        total: Parts of the model.
+        areas: CPR, CMD and their kin; None for a curve without MIB's sizes.
         provenance: Model, seed, versions.
     """
 
@@ -83,15 +88,27 @@ class FaithfulnessCurve(Result):
     faithfulness: tuple[Interval, ...]
     ablation: str
     split: str
+    kept: tuple[int, ...] = ()
+    total: int = 0
+    areas: Areas | None = None
     provenance: Provenance | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each size."""
+        """Return one row for each size: size, kept, share, faithfulness, low, high."""
         import pandas as pd
 
+        kept = self.kept or self.sizes
+        total = self.total or max(self.sizes, default=0) or 1
         rows = [
-            {"size": s, "faithfulness": f.value, "low": f.low, "high": f.high}
-            for s, f in zip(self.sizes, self.faithfulness, strict=True)
+            {
+                "size": s,
+                "kept": k,
+                "share": k / total,
+                "faithfulness": f.value,
+                "low": f.low,
+                "high": f.high,
+            }
+            for s, k, f in zip(self.sizes, kept, self.faithfulness, strict=True)
         ]
         return pd.DataFrame(rows)
 
@@ -130,15 +147,20 @@ class Evaluation(Result):
 
 
 @dataclass(frozen=True, eq=False)
-class Stability(Result):
-    """How a circuit varies over bootstrap resamples of the train clusters.
+class Stability(Result, version=2):
+    """How a circuit varies over bootstrap resamples of the train clusters and elimination orders.
 
     Attributes:
-        share: Share of resamples in which each node is chosen, by node.
-        core: Nodes chosen in at least 90 %.
-        alternatives: Nodes chosen in 10 to 90 %.
+        share: Share of resamples in which each part is chosen, by part.
+        core: Parts chosen in at least 90 %.
+        alternatives: Parts chosen in 10 to 90 %.
         median_jaccard: Median overlap of the resamples' circuits with the circuit.
         resamples: How many.
+        orders: Elimination orders, 0 where none were tried.
+        order_share: Share of orders that leave each part they began with.
+        order_core: Parts left by at least 90 % of the orders.
+        order_alternatives: Parts left by 10 to 90 % of them.
+        order_jaccard: Median overlap of what the orders leave with the circuit.
         provenance: Model, seed, versions.
     """
 
@@ -147,6 +169,11 @@ class Stability(Result):
     alternatives: tuple[str, ...]
     median_jaccard: float
     resamples: int
+    orders: int = 0
+    order_share: Mapping[str, float] = field(default_factory=dict)
+    order_core: tuple[str, ...] = ()
+    order_alternatives: tuple[str, ...] = ()
+    order_jaccard: float = float("nan")
     provenance: Provenance | None = None
 
 

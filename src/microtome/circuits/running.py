@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from microtome.behaviors.evaluate import batches
-from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, metric
+from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, Metric, metric
 from microtome.circuits.references import ROWS, Ablation, References
 from microtome.errors import MetricError
 from microtome.tracing.replay import BaseRun, Entry, wave
@@ -102,13 +102,15 @@ class CircuitRunner(ABC, Generic[Cut]):
             self._groups = [self._group(places) for places in self._batches()]
 
     def run(
-        self, circuits: Sequence[frozenset[str]], metrics: Sequence[str] = ("logit_difference",)
+        self,
+        circuits: Sequence[frozenset[str]],
+        metrics: Sequence[str | Metric] = ("logit_difference",),
     ) -> dict[str, np.ndarray]:
         """Return metrics of every circuit and example.
 
         Args:
             circuits: Sets of parts to keep.
-            metrics: Names of metrics that read the prompt's end.
+            metrics: Metrics that read the prompt's end, or their names.
 
         Returns:
             For each metric ``[circuit, example]``.
@@ -118,7 +120,9 @@ class CircuitRunner(ABC, Generic[Cut]):
         """
         return self.run_cuts([self._cut(c) for c in circuits], metrics)
 
-    def run_cuts(self, cuts: Sequence[Cut], metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    def run_cuts(
+        self, cuts: Sequence[Cut], metrics: Sequence[str | Metric]
+    ) -> dict[str, np.ndarray]:
         """Return metrics of circuits in the form that the subclass runs them in."""
         chosen = [_last_token(name) for name in metrics]
         values = {m.name: np.zeros((len(cuts), len(self.examples))) for m in chosen}
@@ -243,10 +247,10 @@ def _first_difference(example: Example) -> int:
     return next((i for i, (a, b) in pairs if a != b), len(example.clean) - 1)
 
 
-def _last_token(name: str) -> LastTokenMetric:
+def _last_token(name: str | Metric) -> LastTokenMetric:
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(
-            f"Circuits are scored by a metric that reads the prompt's end; {name} does not."
+            f"Circuits are scored by a metric that reads the prompt's end; {chosen.name} does not."
         )
     return chosen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.circuits.evaluation import closeness, item_closeness
-from microtome.circuits.results import Rule, Verdict
+from microtome.circuits.results import Level, Rule, Verdict
 
 if TYPE_CHECKING:
     from microtome.behaviors.check import Check
@@ -34,6 +34,9 @@ STABLE = 0.7
 TAKES_OVER = 0.05
 """Additional share of the metric that a backup carries once the circuit is ablated."""
 
+NOUNS: Mapping[Level, str] = {"node": "heads and MLPs", "edge": "edges"}
+"""What the parts of a circuit are called."""
+
 GRADES = ("sufficient and necessary", "sufficient, redundant", "sufficient only", "not established")
 
 
@@ -47,7 +50,7 @@ class Evidence:
         nulls: The nulls, None where an earlier rule already decided the grade.
         inverted_accuracy: Accuracy of the circuit found for the inverted answers, on them.
         gate: The gate's outcome, None where it was switched off.
-        takeovers: What nodes outside carry with and without the circuit.
+        takeovers: What parts outside carry with and without the circuit.
         stability: Over bootstrap resamples.
         templates: Templates of the test split.
         train_templates: Templates of the train split.
@@ -91,7 +94,7 @@ def decide(evidence: Evidence) -> Verdict:
 
 
 def backups_of(takeovers: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
-    """Return the nodes that carry clearly more once the circuit is ablated, most first."""
+    """Return the parts that carry clearly more once the circuit is ablated, most first."""
     gained = {
         n: after - before for n, (before, after) in takeovers.items() if after - before > TAKES_OVER
     }
@@ -213,10 +216,15 @@ def _stable(stability: Stability) -> Rule:
         f"median Jaccard {stability.median_jaccard:.3g}; core of {len(stability.core)}, "
         f"{len(stability.alternatives)} alternatives"
     )
+    if stability.orders:
+        value += (
+            f"; over {stability.orders} elimination orders median Jaccard "
+            f"{stability.order_jaccard:.3g}, core of {len(stability.order_core)}"
+        )
     outcome = "pass" if stability.median_jaccard >= STABLE else "unsure"
     return Rule(
         "stable",
-        "reported: nodes chosen in at least 90 % of bootstrap resamples",
+        "reported: parts chosen in at least 90 % of bootstrap resamples",
         value,
         "1 if always the same",
         outcome,
@@ -227,6 +235,7 @@ def _sentence(
     evidence: Evidence, grade: str, outcome: Mapping[str, str], backups: tuple[str, ...]
 ) -> str:
     size, total = len(evidence.circuit.parts), len(evidence.circuit.universe)
+    parts = NOUNS[evidence.circuit.level]
     f = evidence.evaluation.faithfulness
     where = f"{evidence.templates} unseen templates ({len(evidence.evaluation.clusters)} items)"
     if grade == GRADES[3]:
@@ -236,11 +245,11 @@ def _sentence(
             if result == "fail" and name not in ("necessary", "stable")
         ]
         return (
-            f"Not established: {size} of {total} heads and MLPs keep {f} of the effect on {where}, "
+            f"Not established: {size} of {total} {parts} keep {f} of the effect on {where}, "
             f"and the rule on {', '.join(failed) or 'the nulls'} is not met."
         )
     first = (
-        f"{size} of {total} heads and MLPs are sufficient under {evidence.evaluation.ablation} "
+        f"{size} of {total} {parts} are sufficient under {evidence.evaluation.ablation} "
         f"ablation on {where}: they keep {f} of the effect."
     )
     moved = evidence.evaluation.moved

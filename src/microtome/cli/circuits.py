@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import circuit_benchmark
+from microtome.cli import circuit_benchmark, circuit_finding, circuit_tests
 
-app = typer.Typer(name="circuit", help="Circuits and those who find them.", no_args_is_help=True)
-
-
-@app.callback()
-def circuit() -> None:
-    """Circuits and those who find them."""
-
-
+app = typer.Typer(help="Find, judge, test and draw circuits.", no_args_is_help=True)
+app.command("find")(circuit_finding.find)
+app.command("evaluate")(circuit_finding.evaluate)
+app.command("test")(circuit_tests.test)
 app.command("benchmark")(circuit_benchmark.benchmark)

@@ -11,7 +11,7 @@ from microtome.behaviors import registry
 from microtome.behaviors.examples import Examples
 from microtome.behaviors.metrics import KLToUnchanged
 from microtome.circuits.ablation import Ablator
-from microtome.circuits.nulls import matched_nodes
+from microtome.circuits.matching import matched
 from microtome.core.seeds import rng
 from microtome.core.stats import cluster_bootstrap
 from microtome.dissection.results import Operation
@@ -46,7 +46,7 @@ def operate(
     before = model.trace(probe, logits="last").logits
     kept = [frozenset(circuit.universe), circuit.rest]
     random = rng(seed, "random ablations")
-    kept += [frozenset(circuit.universe) - matched_nodes(circuit, random) for _ in range(DRAWS)]
+    kept += [frozenset(circuit.universe) - matched(circuit, random) for _ in range(DRAWS)]
     accuracy = Ablator(model, test, ablation="mean", reference=train).run(kept, ["accuracy"])[
         "accuracy"
     ]

@@ -9,8 +9,9 @@ from microtome.circuits.ablation import ABLATIONS, Ablator
 from microtome.circuits.connections import connections
 from microtome.circuits.evaluation import curve, evaluate, item_closeness, minimality, takeovers
 from microtome.circuits.finding import by_layer, find, sizes_up_to, top
-from microtome.circuits.nulls import inverted, random_floor, search_nulls, stability
+from microtome.circuits.nulls import inverted, random_floor, search_nulls
 from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdict
+from microtome.circuits.variation import stability
 from microtome.circuits.verdict import Evidence, can_reach_a_grade, decide
 from microtome.core.stats import Interval, cluster_bootstrap
 from microtome.dissection.results import Proof

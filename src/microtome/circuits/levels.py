@@ -1,0 +1,121 @@
+"""Whatever runs circuits, of nodes or of edges, behind one interface.
+
+A circuit is a set of names of parts. Evaluation, nulls, stability, tests and the verdict ask a
+runner for the metric of many such sets and do not know what a part is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+import torch
+
+from microtome.behaviors.evaluate import batches
+from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
+from microtome.circuits.ablation import Ablation, Ablator
+from microtome.circuits.edge_ablation import EdgeAblator
+from microtome.circuits.results import Level
+from microtome.errors import MetricError, UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    from microtome.behaviors.examples import Example, Examples
+    from microtome.tracing.model import Model
+
+KL, AGREEMENT = "kl", "agreement"
+
+
+class Runner(Protocol):
+    """Runs circuits of one model on one set of examples under one ablation."""
+
+    @property
+    def universe(self) -> tuple[str, ...]:
+        """All parts of the model."""
+
+    def run(
+        self, circuits: Sequence[frozenset[str]], metrics: Sequence[str | Metric]
+    ) -> dict[str, np.ndarray]:
+        """Return each metric ``[circuit, example]`` with all else ablated."""
+
+
+class Ranked(Protocol):
+    """Scores that put parts in an order."""
+
+    def ranking(self, *, signed: bool = False) -> tuple[str, ...]:
+        """Return the parts, strongest first, by magnitude or (``signed``) by value."""
+
+
+Finder: TypeAlias = "Callable[[Model, Examples], Ranked]"
+"""From a model and train examples to scores of its parts."""
+
+RUNNERS: Mapping[Level, Callable[..., Runner]] = {"node": Ablator, "edge": EdgeAblator}
+"""What runs the circuits of each level."""
+
+
+def runner(
+    model: Model,
+    examples: Examples,
+    level: Level = "node",
+    *,
+    ablation: Ablation = "resample",
+    reference: Examples | None = None,
+) -> Runner:
+    """Return what runs circuits of a level.
+
+    Args:
+        model: The model.
+        examples: The examples whose clean prompts are run.
+        level: ``node`` or ``edge``.
+        ablation: What ablated parts give.
+        reference: Examples over which means are taken; ``examples`` by default.
+
+    Raises:
+        UnknownNameError: If the level is unknown.
+        ConfigError: If the ablation is unknown.
+    """
+    if level not in RUNNERS:
+        raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
+    return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
+
+
+def distances(model: Model, examples: Examples) -> tuple[LastTokenMetric, LastTokenMetric]:
+    """Return two metrics of how far a changed model is from the unchanged one at the prompt's end.
+
+    Returns:
+        The Kullback-Leibler divergence from the unchanged to the changed distribution in nats, and
+        whether both give the same token the highest logit.
+    """
+    unchanged: dict[int, torch.Tensor] = {}
+    for places in batches(examples, 64, model=model):
+        chunk = examples.take(places)
+        logits = model.trace(chunk.clean, logits="last").logits
+        if logits is None:
+            raise MetricError("The model returned no logits.")
+        rows = torch.log_softmax(logits[:, 0].detach().float(), dim=-1)
+        unchanged |= {e.index: row for e, row in zip(chunk, rows, strict=True)}
+
+    def divergence(row: torch.Tensor, example: Example) -> torch.Tensor:
+        p = unchanged[example.index]
+        return (p.exp() * (p - torch.log_softmax(row, dim=-1))).sum()
+
+    def same(row: torch.Tensor, example: Example) -> torch.Tensor:
+        return (row.argmax() == unchanged[example.index].argmax()).float()
+
+    return (
+        custom_metric(KL, divergence, unit="nats", higher_is_better=False),
+        custom_metric(AGREEMENT, same, unit="share"),
+    )
+
+
+def check_parts(parts: Iterable[str], universe: Sequence[str]) -> tuple[str, ...]:
+    """Return parts as they come.
+
+    Raises:
+        UnknownNameError: If one does not exist.
+    """
+    found, known = tuple(parts), set(universe)
+    for part in found:
+        if part not in known:
+            raise UnknownNameError(f"No part {part!r}{nearest(part, universe)}.")
+    return found

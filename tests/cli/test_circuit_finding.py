@@ -1,0 +1,65 @@
+"""``microtome circuit find`` and ``evaluate`` as a stranger uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.small import code_model, save_model
+from typer.testing import CliRunner, Result
+
+from microtome.circuits import Circuit, EdgeScores
+from microtome.cli.app import app
+from microtome.errors import MicrotomeError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(code_model(), tmp_path_factory.mktemp("model"))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["circuit", *arguments, "--n", "30", "--threads", "1"])
+
+
+def test_find_then_evaluate(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quotes.json"
+    found = run(
+        "find", str(folder), "quote-closing", "--method", "eap", "--edges", "12", "--out", str(out),
+        "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    said = json.loads(found.stdout)
+    circuit = Circuit.load(out)
+    scores = EdgeScores.load(tmp_path / "quotes-scores.json")
+    assert said["size"] == 12 == len(circuit) and circuit.level == "edge"
+    assert {part["edge"] for part in said["parts"]} == circuit.kept == set(scores.ranking()[:12])
+    tested = run("evaluate", str(folder), "quote-closing", str(out), "--json")
+    assert tested.exit_code == 0, tested.output
+    figures = json.loads(tested.stdout)
+    assert figures["level"] == "edge" and figures["of"] == len(scores.universe)
+    assert set(figures["faithfulness"]) >= {"value", "low", "high"}
+    table = run("evaluate", str(folder), "quote-closing", str(out), "--ablation", "zero")
+    assert table.exit_code == 0 and "faithfulness" in table.stdout
+
+
+def test_all_edges_are_the_model(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all.json"
+    options = ("--method", "eap", "--edges", "9999", "--out", str(out))
+    assert run("find", str(folder), "quote-closing", *options).exit_code == 0
+    tested = run("evaluate", str(folder), "quote-closing", str(out), "--json")
+    assert json.loads(tested.stdout)["faithfulness"]["value"] == pytest.approx(1.0)
+
+
+def test_nodes_and_what_is_refused(folder: Path) -> None:
+    nodes = run("find", str(folder), "quote-closing", "--method", "attribution", "--edges", "3")
+    assert nodes.exit_code == 0 and "a0.h" in nodes.stdout
+    for arguments, words in (
+        (("--method", "eap-gi"), "nearest: eap"),
+        (("--method", "attribution", "--connected"), "scores edges"),
+        (("--ablation", "noise"), "expected one of resample"),
+        (("--split", "exam"), "No split"),
+    ):
+        refused = run("find", str(folder), "quote-closing", *arguments)
+        assert isinstance(refused.exception, MicrotomeError) and words in str(refused.exception)
