@@ -109,6 +109,7 @@ def test_the_table_of_a_small_shape() -> None:
 
 def test_the_table_of_edges_counts_and_says_what_failed() -> None:
     from benchmarks import circuits
+
     from microtome.circuits import ComponentGraph
     from microtome.tracing.opening import load
 

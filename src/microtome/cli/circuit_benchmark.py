@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from microtome.circuits.truth.benchmarking import FinderBenchmark
     from microtome.core.intervals import Interval
 
+ABREAST = 4
+"""Finders side by side in the table of programs."""
+
 _TRUTHS = (
     ("functional", "resample"),
     ("functional", "zero"),
@@ -148,16 +151,19 @@ def _print(found: FinderBenchmark) -> None:
         ],
         title="AUC / average precision against each truth",
     )
-    table = found.by_program()
-    print_table(
-        ["program", *table.columns],
-        [
-            [str(name), *(f"{v:.2f}" for v in row)]
-            for name, row in zip(table.index, table.to_numpy(), strict=True)
-        ],
-        title="Average precision by program, functional truth under resampling",
-        right=tuple(range(1, 1 + len(table.columns))),
-    )
+    whole = found.by_program()
+    # a terminal is not wide enough for all finders side by side
+    for start in range(0, whole.shape[1], ABREAST):
+        table = whole.iloc[:, start : start + ABREAST]
+        print_table(
+            ["program", *table.columns],
+            [
+                [str(name), *(f"{v:.2f}" for v in row)]
+                for name, row in zip(table.index, table.to_numpy(), strict=True)
+            ],
+            title="Average precision by program, functional truth under resampling",
+            right=tuple(range(1, 1 + table.shape[1])),
+        )
     say(
         f"n = {found.n} pairs for each program; random rankings have an AUC of "
         f"{found.draws.mean():.3f} over {len(found.draws)} draws; {found.seconds:.0f} s in all. "
