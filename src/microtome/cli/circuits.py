@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import circuit_exchange, circuit_finding, circuit_names, circuit_steps, circuit_tests
+from microtome.cli import (
+    circuit_benchmark,
+    circuit_exchange,
+    circuit_finding,
+    circuit_names,
+    circuit_steps,
+    circuit_tests,
+)
 
 app = typer.Typer(
     name="circuit",
@@ -20,3 +27,4 @@ app.command("name")(circuit_names.name)
 app.command("show")(circuit_exchange.show)
 app.command("diff")(circuit_exchange.diff)
 app.command("convert")(circuit_exchange.convert)
+app.command("benchmark")(circuit_benchmark.benchmark)
