@@ -49,6 +49,15 @@ def dissect(
     nulls: Annotated[
         int, typer.Option(help="Twins, and permutations of the answers, searched as nulls.", min=1)
     ] = 20,
+    edges: Annotated[
+        str, typer.Option(help="Edges: cut, judged (with nulls and a verdict; minutes) or off.")
+    ] = "cut",
+    names: Annotated[
+        bool, typer.Option(help="Hold the parts against the taxonomy of heads.")
+    ] = True,
+    versus: Annotated[
+        str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
+    ] = None,
     gate: Annotated[
         bool, typer.Option(help="End where the model does not show the behavior.")
     ] = True,
@@ -79,15 +88,18 @@ def dissect(
         ablation=ablation,
         method=method,
         nulls=nulls,
+        edges=edges,
+        names=names,
         gate=gate,
         seed=seed,
     )
     task = open_behavior(behavior, n, seed)
+    other = None if versus is None else open_behavior(versus, n, seed)
     folder = out or home_folder() / "runs" / f"dissect-{Path(model).name}-{task.name}-{seed}"
     check_folder(folder)
     opened = open_model(model, device, dtype, threads)
     with Bars() as bars:
-        found = run(opened, task, config=config, progress=bars)
+        found = run(opened, task, versus=other, config=config, progress=bars)
     found.save_folder(folder)
     if as_json:
         print_json({**found.summary(), "report": str(folder / "report.html")})
@@ -129,4 +141,14 @@ def _print(found: Dissection, folder: Path) -> None:
         print(f"\nGrade: {found.verdict.grade}")
         rows = [[r["name"], r["outcome"], r["value"], r["baseline"]] for r in found.verdict.rules]
         print_table(["rule", "outcome", "value", "baseline"], rows)
+    if found.wiring is not None:
+        print(f"Edges: {found.wiring.sentence}")
+    if found.names is not None and found.circuit is not None:
+        named = {part: found.names.names_of(part) for part in found.circuit.parts}
+        listed = "; ".join(f"{part} {', '.join(n)}" for part, n in named.items() if n)
+        print(f"Names: {listed or 'no part of the circuit earns one'}")
+    if found.versus is not None:
+        print(f"Versus: {found.versus.sentence}")
+    for step, reason in found.notes.items():
+        print(f"Left out: {step}, because {reason}")
     print(f"Report: {folder / 'report.html'}")

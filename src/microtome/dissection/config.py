@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from microtome.circuits.ablation import ABLATIONS, Ablation
 from microtome.circuits.finding import METHODS, Method
 from microtome.circuits.verdict import NULLS
 from microtome.errors import ConfigError
+
+Edges = Literal["off", "cut", "judged"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Config:
         ablation: What ablated nodes give.
         method: The finder.
         nulls: Twins, and permutations of the answers; fewer than 20 cannot pass the rule.
+        edges: ``cut`` to cut the circuit edge by edge as well, ``judged`` to hold it against nulls
+            for a verdict of its own (minutes), ``off`` for neither.
+        names: Whether the parts are held against the taxonomy of heads and neurons.
         gate: Whether a behavior that the model does not show ends the dissection.
         seed: For everything that is drawn.
     """
@@ -28,6 +34,8 @@ class Config:
     ablation: Ablation = "resample"
     method: Method = "attribution"
     nulls: int = NULLS
+    edges: Edges = "cut"
+    names: bool = True
     gate: bool = True
     seed: int = 0
 
@@ -42,5 +50,9 @@ class Config:
             )
         if self.method not in METHODS:
             raise ConfigError(f"method={self.method!r}; expected one of {', '.join(METHODS)}.")
+        if self.edges not in get_args(Edges):
+            raise ConfigError(
+                f"edges={self.edges!r}; expected one of {', '.join(get_args(Edges))}."
+            )
         if self.nulls < 1:
             raise ConfigError(f"nulls={self.nulls}; expected at least 1.")

@@ -136,9 +136,12 @@ def head_map(scores: ComponentScores, circuit: Circuit) -> HeatMap:
 
 
 def diagram(
-    circuit: Circuit, scores: ComponentScores, connections: Mapping[str, float]
+    circuit: Circuit,
+    scores: ComponentScores,
+    connections: Mapping[str, float],
+    classes: Mapping[str, str],
 ) -> CircuitDiagram:
-    """The circuit in layers, its strongest connections drawn."""
+    """The circuit in layers, its strongest connections drawn, named parts ringed."""
     strength = dict(zip(scores.names, scores.mean.tolist(), strict=True))
     layers = max(layer_of(n) for n in circuit.universe) + 1
     heads = max((head_of(n) or 0) for n in circuit.universe) + 1
@@ -149,6 +152,7 @@ def diagram(
             layer_of(n),
             head_of(n) or 0,
             strength=strength[n],
+            group=classes.get(n, ""),
         )
         for n in circuit.parts
     ]

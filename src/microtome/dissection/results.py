@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from microtome.attribution import ComponentScores
 from microtome.behaviors.check import Check
+from microtome.circuits.contrasts import Versus
 from microtome.circuits.results import (
     Circuit,
     Evaluation,
@@ -20,8 +21,10 @@ from microtome.circuits.results import (
     Stability,
     Verdict,
 )
+from microtome.circuits.taxonomy.results import PartNames
 from microtome.core.provenance import Provenance
 from microtome.core.stats import Interval
+from microtome.dissection.wiring import Wiring
 from microtome.store.results import Result
 from microtome.sweeps.results import Sweep
 
@@ -162,7 +165,7 @@ class Operation(Result, schema="circuit-ablation"):
 
 
 @dataclass(frozen=True, eq=False)
-class Dissection(Result):
+class Dissection(Result, version=2):
     """A dissection: everything that was found, with the controls that go with it.
 
     Attributes:
@@ -178,8 +181,12 @@ class Dissection(Result):
         curve: Faithfulness on validation by size.
         proof: The evidence on test.
         verdict: The verdict.
+        wiring: The circuit of edges; None where it was not asked for or the model has none.
+        names: Names of the parts; None where they were not asked for.
+        versus: What differs from a second condition; None without one.
         reduction: The readable rule.
         operation: The circuit ablated.
+        notes: Why a step was left out, by step.
         seconds: How long each step took.
         provenance: Model, seed, versions, command.
     """
@@ -196,8 +203,12 @@ class Dissection(Result):
     curve: FaithfulnessCurve | None = None
     proof: Proof | None = None
     verdict: Verdict | None = None
+    wiring: Wiring | None = None
+    names: PartNames | None = None
+    versus: Versus | None = None
     reduction: Reduction | None = None
     operation: Operation | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] | None = None
     provenance: Provenance | None = None
 
@@ -222,8 +233,8 @@ class Dissection(Result):
         usual = {**config_dict(Config()), "seed": None}
         options = ["microtome", "dissect", self.model, self.behavior]
         for name, value in self.config.items():
-            if name == "gate" and not value:
-                options.append("--no-gate")
+            if value is False:
+                options.append(f"--no-{name}")
             elif value != usual.get(name):
                 options += [f"--{name}", str(value)]
         return shlex.join(options)
@@ -252,6 +263,22 @@ class Dissection(Result):
                 moved=self.proof.evaluation.moved,
                 backups=list(self.verdict.backups),
             )
+        if self.wiring is not None:
+            judged = self.wiring.judgment
+            verdict = None if judged is None else judged.verdict
+            found["edges"] = {
+                "grade": None if verdict is None else verdict.grade,
+                "parts": list(self.wiring.circuit.parts),
+                "of": len(self.wiring.circuit.universe),
+                "faithfulness": self.wiring.evaluation.faithfulness,
+                "moved": self.wiring.evaluation.moved,
+            }
+        if self.names is not None and self.circuit is not None:
+            found["names"] = {part: list(self.names.names_of(part)) for part in self.circuit.parts}
+        if self.versus is not None:
+            found["versus"] = self.versus.sentence
+        if self.notes:
+            found["notes"] = dict(self.notes)
         result = plain(found)
         return result if isinstance(result, dict) else {}
 
@@ -280,6 +307,11 @@ class Dissection(Result):
             )
             if self.located is not None:
                 self.located.scores.to_frame().to_csv(place / "scores.csv", index=False)
+            if self.wiring is not None:
+                self.wiring.circuit.save(place / "edges.json")
+                self.wiring.scores.to_frame().to_csv(place / "edges.csv", index=False)
+            if self.names is not None:
+                self.names.table.to_csv(place / "names.csv", index=False)
             if self.verdict is not None:
                 self.verdict.to_frame().to_csv(place / "rules.csv", index=False)
         return Path(folder)

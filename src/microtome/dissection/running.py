@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.check import check
 from microtome.behaviors.registry import get
+from microtome.circuits.contrasts import versus as compare
+from microtome.circuits.taxonomy.catalog import DETECTORS
+from microtome.circuits.taxonomy.naming import name_parts
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.dissection.config import Config
@@ -18,9 +21,13 @@ from microtome.dissection.operating import operate
 from microtome.dissection.proving import cut, prove
 from microtome.dissection.reducing import reduce
 from microtome.dissection.results import Dissection, config_dict
+from microtome.dissection.wiring import wire
+from microtome.errors import EmptyDataError, MetricError, ModelSupportError
 from microtome.tracing.catalog import require_anatomy
 
 if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
+    from microtome.circuits.results import Circuit
     from microtome.tracing.model import Model
 
 T = TypeVar("T")
@@ -30,18 +37,21 @@ def dissect(
     model: Model,
     behavior: Behavior | str,
     *,
+    versus: Behavior | str | None = None,
     config: Config | None = None,
     progress: Progress = quiet,
 ) -> Dissection:
     """Find the mechanism behind a behavior, test it by fixed rules, and say it in a few words.
 
     Steps: check the gate, locate the parts that carry the behavior, cut the smallest circuit that
-    reaches the asked faithfulness, prove it on unseen templates, reduce what the model does to a
-    readable rule, and operate: ablate the circuit and measure what changes.
+    reaches the asked faithfulness, prove it on unseen templates, wire it edge by edge, name its
+    parts, reduce what the model does to a readable rule, and operate: ablate the circuit and
+    measure what changes.
 
     Args:
         model: A transformer with a tokenizer.
         behavior: A behavior, or the name of one.
+        versus: A second condition, or its name: what the model does differently in the first.
         config: The settings.
         progress: Told of the steps.
 
@@ -72,11 +82,17 @@ def dissect(
     )
     if settings.gate and not gate.passed:
         return found
-    return _explained(model, task, found, settings, watch)
+    other = get(versus, seed=settings.seed) if isinstance(versus, str) else versus
+    return _explained(model, task, other, found, settings, watch)
 
 
 def _explained(
-    model: Model, task: Behavior, found: Dissection, settings: Config, watch: _Watch
+    model: Model,
+    task: Behavior,
+    other: Behavior | None,
+    found: Dissection,
+    settings: Config,
+    watch: _Watch,
 ) -> Dissection:
     examples = task.prepare(model)
     train, validation, test = (examples.split(s) for s in ("train", "validation", "test"))
@@ -109,6 +125,9 @@ def _explained(
             progress=watch.progress,
         ),
     )
+    found = _described(
+        model, task, other, (train, validation, test), circuit, found, settings, watch
+    )
     reduction = watch(
         "reduce", lambda: reduce(model, train, test, metric=task.metric, seed=settings.seed)
     )
@@ -128,7 +147,63 @@ def _explained(
     )
 
 
-STEPS = ("check", "locate", "cut", "prove", "reduce", "operate")
+def _described(
+    model: Model,
+    task: Behavior,
+    other: Behavior | None,
+    splits: tuple[Examples, Examples, Examples],
+    circuit: Circuit,
+    found: Dissection,
+    settings: Config,
+    watch: _Watch,
+) -> Dissection:
+    """Return the dissection with edges, names and the second condition, as far as asked for.
+
+    A model that a step does not fit keeps the rest; the reason is noted.
+    """
+    notes: dict[str, str] = {}
+
+    def attempt(step: str, wanted: bool, work: Callable[[], T]) -> T | None:
+        if not wanted:
+            return None
+        try:
+            return watch(step, work)
+        except (ModelSupportError, EmptyDataError, MetricError) as error:
+            notes[step] = str(error)
+            return None
+
+    wiring = attempt(
+        "wire",
+        settings.edges != "off",
+        lambda: wire(model, task, splits, config=settings, progress=watch.progress),
+    )
+    names = attempt(
+        "name",
+        settings.names,
+        lambda: name_parts(
+            model,
+            task,
+            circuit=circuit,
+            detectors=OF_PARTS,
+            seed=settings.seed,
+            progress=watch.progress,
+        ),
+    )
+    versus = None
+    if other is not None:
+        contrast = other
+        versus = attempt(
+            "versus",
+            True,
+            lambda: compare(model, task, contrast, metric=task.metric, seed=settings.seed),
+        )
+    return replace(found, wiring=wiring, names=names, versus=versus, notes=notes)
+
+
+OF_PARTS = tuple(d.name for d in DETECTORS if d.kind in ("head", "pair"))
+"""Detectors of heads and pairs of heads: the circuit has no single neurons."""
+
+STEPS = ("check", "locate", "cut", "prove", "wire", "name", "versus", "reduce", "operate")
 """The steps in order."""
 
 
