@@ -12,7 +12,7 @@ from tests.small import code_model
 from microtome.behaviors import Behavior, get, quote_closing
 from microtome.dissection import Config, Dissection, dissect
 from microtome.dissection.reducing import feature_columns, reduce
-from microtome.errors import ConfigError
+from microtome.errors import ConfigError, ModelSupportError
 from microtome.tracing.opening import load
 
 
@@ -39,6 +39,53 @@ def test_the_report_is_self_contained(found: Dissection, tmp_path: Path) -> None
     assert found.command in re.sub(r"<[^>]+>", "", page)
     for word in ("faithfulness", "Methods and definitions", "resample", "clusters"):
         assert word in page
+
+
+def test_edges_and_names_are_in_the_result_and_the_report(
+    found: Dissection, tmp_path: Path
+) -> None:
+    assert found.wiring is not None and found.names is not None and found.circuit is not None
+    edges = found.wiring.circuit
+    assert 0 < len(edges.parts) < len(edges.universe) / 10
+    assert found.wiring.evaluation.faithfulness.within(0.8, 1.2)
+    assert set(found.wiring.kinds) == {"resample", "mean", "zero"}
+    assert "no verdict" in found.wiring.sentence and not found.notes
+    summary = found.summary()
+    assert summary["edges"]["grade"] is None
+    assert set(summary["names"]) == set(found.circuit.parts)
+    assert "mover" in summary["names"]["a3.h1"]
+    page = found.to_html(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Edge by edge" in page and "What the parts do elsewhere" in page
+    folder = found.save_folder(tmp_path / "out")
+    assert {"edges.json", "edges.csv", "names.csv"} <= {p.name for p in folder.iterdir()}
+
+
+def test_two_conditions_and_steps_left_out(tmp_path: Path) -> None:
+    settings = Config(nulls=1, edges="off", names=False)
+    found = dissect(
+        load("python-code"), get("quote-closing", n=60), versus=get("bracket-closing", n=60),
+        config=settings,
+    )  # fmt: skip
+    assert found.wiring is None and found.names is None and found.versus is not None
+    assert found.versus.a == "quote-closing" and "bracket-closing" in found.versus.sentence
+    page = found.to_html(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "What differs between quote-closing and bracket-closing" in page
+    assert "Edge by edge" not in page
+    assert "--edges off" in found.command and "--no-names" in found.command
+
+
+def test_a_model_without_edges_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_settings: object) -> None:
+        raise ModelSupportError("writes do not add up. Take node circuits.")
+
+    monkeypatch.setattr("microtome.dissection.running.wire", refuse)
+    settings = Config(nulls=1, gate=False, names=False)
+    found = dissect(code_model(), quote_closing(60), config=settings)
+    assert found.explained and found.wiring is None
+    assert found.notes == {"wire": "writes do not add up. Take node circuits."}
+    assert "What was left out" in found.to_html(tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_results_round_trip_and_are_deterministic(found: Dissection, tmp_path: Path) -> None:
@@ -97,6 +144,12 @@ def test_reduction_predicts_from_features() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"faithfulness": 1.5}, {"ablation": "none"}, {"method": "magic"}, {"nulls": 0}):
+    for wrong in (
+        {"faithfulness": 1.5},
+        {"ablation": "none"},
+        {"method": "magic"},
+        {"nulls": 0},
+        {"edges": "some"},
+    ):
         with pytest.raises(ConfigError):
             Config(**wrong)  # type: ignore[arg-type]

@@ -92,6 +92,8 @@ def names_section(found: PartNames, circuit: Circuit, figure: MakeFigure) -> Sec
             Table(heads, rows),
             f"{len(found.table)} tests over all parts of the model, each against its own "
             f"shuffles, the other parts and {found.twins} twins. {found.note}",
+            n=len(table),
+            clusters=None,
             baseline="the hardest null of each test",
             interval="z and the false-discovery rate q instead",
         )
