@@ -8,6 +8,7 @@ from microtome.cli import (
     circuit_benchmark,
     circuit_exchange,
     circuit_finding,
+    circuit_judging,
     circuit_names,
     circuit_steps,
     circuit_tests,
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command("find")(circuit_finding.find)
 app.command("evaluate")(circuit_finding.evaluate)
+app.command("judge")(circuit_judging.judge)
 app.command("test")(circuit_tests.test)
 app.command("versus")(circuit_tests.versus)
 app.command("step")(circuit_steps.step)
