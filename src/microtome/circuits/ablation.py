@@ -6,14 +6,12 @@ train prompts of both kinds (``mean``), or nothing (``zero``). The embedding is 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
-from torch import nn
 
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, metric
@@ -21,6 +19,7 @@ from microtome.circuits.nodes import check_nodes, masks
 from microtome.errors import ConfigError, MetricError
 from microtome.sweeps.rules import restart_reason
 from microtome.tracing.components import component_names, layer_of
+from microtome.tracing.condition import Remembered
 from microtome.tracing.replay import BaseRun, Entry, wave
 from microtome.tracing.sites import at
 from microtome.tracing.suffix import suffix_facts
@@ -60,7 +59,7 @@ class _Group:
     first: int
 
 
-_agreed: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
+_agreed: Remembered[dict[str, bool]] = Remembered()
 """Whether restarted passes of a module were found to equal whole ones, by kind of ablation."""
 
 
@@ -95,7 +94,7 @@ class Ablator:
         means = _means(model, reference or examples, self._sites()) if ablation == "mean" else None
         self._restarts = not _restart_reason(model)
         self._groups = [self._group(places, means) for places in self._batches()]
-        known = _agreed.setdefault(model.module, {})
+        known = _agreed.of(model.module, dict)
         if self._restarts and not self._known_to_agree(known):
             self._restarts = False
             self._groups = [self._group(places, means) for places in self._batches()]

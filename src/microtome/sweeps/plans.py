@@ -24,6 +24,7 @@ from microtome.sweeps.results import Sweep
 from microtome.sweeps.rows import Row, SweepMetric, combined
 from microtome.sweeps.rules import Rule
 from microtome.sweeps.schedule import Wave, waves
+from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -156,15 +157,19 @@ class Plan:
         ends = np.full((2, len(self.lines)), np.nan)
         saved = Checkpoint.at(resume, self.key(), values) if resume is not None else None
         values = values if saved is None else saved.values
+        module = self.model.module
         for places in rows_by_shape(self.lines, self.per_group):
-            group = group_of(self, places)
+            with turn(module):
+                group = group_of(self, places)
             ends[:, places] = group.ends
             cells, rows = np.nonzero(~group.moved)
             values[np.array(places)[rows], cells] = group.ends[0][rows]
             for wave in waves(self, group):
                 where = (np.array(places)[wave.rows], wave.cells)
                 if np.isnan(values[where]).any():
-                    values[where] = run_wave(self, group, wave)
+                    # parts are called alone, which another thread's hooks must not see
+                    with turn(module):
+                        values[where] = run_wave(self, group, wave)
                 runs = int((~np.isnan(values)).sum())
                 progress.step(runs, values.size, f"sweep of {self.site}")
                 if saved is not None:
