@@ -26,7 +26,7 @@ from microtome.core.seeds import rng
 from microtome.core.stats import Interval, cluster_ratio_bootstrap
 from microtome.errors import EmptyDataError, MetricError, SweepError, UnknownNameError, nearest
 from microtome.store.results import Result
-from microtome.sweeps.certification import FEWEST, MOST, allowed
+from microtome.sweeps.certification import FEWEST, MOST, allowed, largest
 from microtome.sweeps.checkpoint import Checkpoint
 from microtome.sweeps.rows import Reader, Row, row_values, rows_of
 from microtome.sweeps.rules import restart_reason
@@ -345,7 +345,7 @@ class _Checked:
             row, pair = divmod(number, len(pairs))
             if row in places:
                 slow = batch.alone(pairs[pair], places.index(row))
-                self.difference = max(self.difference, abs(float(values[row, pair]) - slow))
+                self.difference = max(self.difference, largest(values[row, pair], slow))
 
     def certificate(self, model: Model, values: np.ndarray) -> dict[str, Any]:
         """Return what was found.
