@@ -86,6 +86,11 @@ def sweep(
     if pairs is not None:
         from microtome.cli.pairs import print_pairs
 
+        _only_parts(
+            {"--site": site != "resid_pre", "--over": over, "--neurons": neurons,
+             "--operation": operation != "patch", "--without": without, "--memory": memory != 512.0,
+             "--certify": certify, "--explain": explain}
+        )  # fmt: skip
         opened = open_model(model, device, dtype, threads)
         print_pairs(opened, task, pairs, base, metric, resume, out, seed, as_json)
         return
@@ -114,6 +119,15 @@ def sweep(
         print_json({"cells": cells, "certificate": dict(found.certificate)})
         return
     _print(planned, found)
+
+
+def _only_parts(given: dict[str, object]) -> None:
+    """Refuse options that pairs of parts do not take."""
+    from microtome.errors import UsageError
+
+    wrong = [option for option, value in given.items() if value not in (None, False)]
+    if wrong:
+        raise UsageError(f"--pairs patches whole heads and MLPs; leave out {', '.join(wrong)}.")
 
 
 def _explain(planned: Plan, as_json: bool) -> None:
