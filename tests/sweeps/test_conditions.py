@@ -104,12 +104,14 @@ def test_a_part_that_was_replaced_is_measured_again(family: str, path: str) -> N
 def test_a_part_in_training_mode_is_refused_and_nothing_wrong_is_remembered() -> None:
     model = load(build("gpt2"))
     block(model, 0).train()
-    with pytest.raises(ConfigError, match=r"A GPT2Block of .* is in training mode"):
+    with pytest.raises(ConfigError, match=r"A \w+ of .* is in training mode"):
         sweep(model, EXAMPLES)
     with pytest.raises(ConfigError, match="training mode"):
         model.record([[1, 2, 3]])
     model.module.eval()
     assert "suffix" in plan(model, EXAMPLES).rules
+    block(model, 0).mlp.act = nn.Sequential(nn.GELU(approximate="tanh"))  # in training mode
+    assert agrees(model, "resid_pre")
 
 
 def test_a_sweep_beside_another_thread_on_the_same_module() -> None:
@@ -137,3 +139,11 @@ def test_a_sweep_beside_another_thread_on_the_same_module() -> None:
         stop.set()
         thread.join()
     assert not errors
+
+
+def test_a_module_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        module = build("llama")
+    model = load(module)
+    assert agrees(model, "resid_pre")
+    assert model.fingerprint == load(build("llama")).fingerprint

@@ -99,12 +99,7 @@ def plan(
     if certify is not None and certify < 1:
         raise ConfigError(f"certify={certify}; expected at least one run.")
     axis = _axis(chosen, over)
-    if isinstance(neurons, Mapping):
-        neurons = {
-            n: resolve_index(tuple(some), anatomy.d_mlp, "neuron")
-            for n, some in neurons.items()
-            if some
-        }
+    neurons = _from_start(anatomy, neurons)
     columns = _columns(anatomy, chosen, axis, examples, neurons)
     cells = _cells(model, chosen, axis, columns, neurons if isinstance(neurons, Mapping) else None)
     measured = _metric(metric)
@@ -170,6 +165,14 @@ def _metric(name: str | Metric) -> SweepMetric:
             f"A sweep cannot measure {chosen.name}: it compares with the unchanged run."
         )
     return chosen
+
+
+def _from_start(anatomy: Anatomy, neurons: Neurons | None) -> Neurons | None:
+    """Return neurons by block counted from the first, without the blocks that have none."""
+    if not isinstance(neurons, Mapping):
+        return neurons
+    named = {layer: tuple(some) for layer, some in neurons.items() if some}
+    return {n: resolve_index(some, anatomy.d_mlp, "neuron") for n, some in named.items()}
 
 
 def _axis(site: Site, over: Over | None) -> Over:

@@ -49,8 +49,22 @@ def condition(module: nn.Module) -> Condition:
 
 
 def training_part(module: nn.Module) -> str | None:
-    """Return the class of a part that is in training mode, None where there is none."""
-    return next((type(p).__name__ for p in _parts(module) if p.training), None)
+    """Return the class of a part whose training mode changes passes, None where there is none.
+
+    The module itself counts always, a part where it drops out or takes statistics of the batch.
+    """
+    if module.training:
+        return type(module).__name__
+    return next((type(p).__name__ for p in _parts(module) if p.training and _varies(p)), None)
+
+
+def _varies(part: nn.Module) -> bool:
+    if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        return True
+    shares = {k: v for k, v in vars(part).items() if "drop" in k}
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        shares["p"] = part.p
+    return any(isinstance(share, int | float) and share > 0 for share in shares.values())
 
 
 def strange_part(module: nn.Module) -> str:
