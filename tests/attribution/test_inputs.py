@@ -195,3 +195,15 @@ def test_sites_are_left_as_they_were() -> None:
     after = model.trace(examples.clean[:1]).logits
     assert torch.equal(before, after)
     assert all(p.requires_grad for p in model.module.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("baseline", ["corrupt", "mean"])
+def test_a_model_prepared_for_gradient_checkpointing(method: str, baseline: str) -> None:
+    chosen = None if method == "value_zeroing" else baseline
+    model = load(build("llama"))
+    before = input_attribution(model, pairs(), method=method, baseline=chosen)
+    model.module.enable_input_require_grads()
+    after = input_attribution(model, pairs(), method=method, baseline=chosen)
+    for a, b in zip(after.values, before.values, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)

@@ -209,3 +209,32 @@ def test_hostile_rows_are_named(row: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(row)
     with pytest.raises(DataError, match="row 1"):
         load(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("metric", "logit_diff"),
+        ("metric", ["loss"]),
+        ("n", 0),
+        ("n", 2.5),
+        ("n", True),
+        ("chance", 1.5),
+        ("chance", "half"),
+        ("seed", "x"),
+        ("misfits", "keep"),
+        ("title", 3),
+    ],
+)
+def test_a_setting_that_would_fail_later_is_refused(
+    setting: str, value: object, tmp_path: Path
+) -> None:
+    with pytest.raises(FormatError, match=f"row 1: setting {setting} is .*; expected"):
+        load(jsonl(tmp_path, {**HEADER, setting: value}, GOOD))
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, GOOD)
+    path.write_text(path.read_text().replace('"wrong": "y"', '"wrong": "y", "clean": "a d"'))
+    with pytest.raises(DataError, match="row 1: not JSON \\('clean' is there twice\\)"):
+        load(path)

@@ -196,3 +196,38 @@ def test_a_hostile_configuration_is_refused(
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(ModelFileError, match="cannot be opened"):
         load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "option", [["--site", "attn.z"], ["--over", "role"], ["--explain"], ["--certify", "3"]]
+)
+def test_pairs_refuse_options_that_they_would_not_heed(option: list[str]) -> None:
+    pairs = ("--pairs", "a0.h0,m1")
+    found = microtome("sweep", "python-code", "quote-closing", *pairs, *option)
+    one_paragraph(found, "MT001")
+    assert f"leave out {option[0]}" in found.stderr
+
+
+def test_a_configuration_with_fewer_blocks_than_the_files_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    from microtome.errors import ModelFileError
+    from microtome.tracing.opening import load
+
+    shutil.copytree(folder, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "n_layer": 1}))
+    with pytest.raises(ModelFileError, match=r"fewer blocks than the files.*h\.1\."):
+        load(tmp_path / "model")
+
+
+def test_an_unknown_model_names_the_specimens(monkeypatch: pytest.MonkeyPatch) -> None:
+    from microtome.errors import ModelNotFoundError
+    from microtome.models import loading
+    from microtome.tracing.opening import load
+
+    monkeypatch.setattr(loading, "specimen_names", lambda: ("python-code", "digits-cnn"))
+    with pytest.raises(ModelNotFoundError) as found:
+        load("python-cod")
+    assert "no specimen 'python-cod' (nearest: python-code)" in str(found.value)
+    assert "huggingface.co" not in str(found.value)

@@ -31,7 +31,8 @@ def embed(
     with torch.no_grad():
         rows = torch.tensor([list(row) for row in ids], device=model.device)
         value: Tensor = _module(model, what)(rows)
-    return value
+    # a hook of transformers' (for gradient checkpointing) asks for gradients even here
+    return value.detach()
 
 
 def embedding_table(model: Model, what: str) -> Float[Tensor, "vocab d_model"]:
@@ -53,7 +54,7 @@ def embedding_table(model: Model, what: str) -> Float[Tensor, "vocab d_model"]:
         )
     with torch.no_grad():
         value: Tensor = module(torch.arange(module.num_embeddings, device=model.device))
-    return value
+    return value.detach()
 
 
 def _module(model: Model, what: str) -> nn.Module:

@@ -219,7 +219,7 @@ def _between(base: torch.Tensor, share: float) -> Callable[[torch.Tensor], torch
 def _gradient_x_input(task: _Task, chunk: Examples) -> _Part:
     base = task.base(chunk)
     found = task.model.gradients(task.measure(chunk), _EMBEDDING, chunk.clean)
-    distance = found.value(_EMBEDDING).double() - base.double()
+    distance = found.value(_EMBEDDING).detach().double() - base.double()
     values = (distance * found[_EMBEDDING].double()).sum(-1).cpu().numpy()
     return _Part(values, found.metric.double().cpu().numpy())
 

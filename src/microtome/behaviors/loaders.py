@@ -24,7 +24,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -107,7 +107,32 @@ def _header(row: Row) -> dict[str, Any]:
         raise FormatError(
             f"{row.place}: unknown setting {unknown[0]!r}{nearest(unknown[0], known)}."
         )
-    return {k: v for k, v in row.items() if k not in ("schema", "version")}
+    settings = {k: v for k, v in row.items() if k not in ("schema", "version")}
+    _check_settings(settings, row.place)
+    return settings
+
+
+def _check_settings(settings: dict[str, Any], place: str) -> None:
+    """Refuse a saved behavior's settings that would fail only when they are used."""
+    from microtome.behaviors.metrics import METRICS
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    expected: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "n": ("a positive whole number or null", lambda v: v is None or (whole(v) and v > 0)),
+        "metric": (f"one of {', '.join(METRICS)}", lambda v: v in METRICS),
+        "chance": (
+            "a number from 0 to 1",
+            lambda v: (whole(v) or isinstance(v, float)) and 0 <= v <= 1,
+        ),
+        "seed": ("a whole number", whole),
+        "misfits": ("drop or refuse", lambda v: v in ("drop", "refuse")),
+    }
+    for name, value in settings.items():
+        words, fits = expected.get(name, ("a text", lambda v: isinstance(v, str)))
+        if not (isinstance(value, str | int | float | None) and fits(value)):
+            raise FormatError(f"{place}: setting {name} is {value!r}; expected {words}.")
 
 
 def _item(row: Row, csv: bool) -> Item:

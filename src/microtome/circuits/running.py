@@ -6,7 +6,6 @@ What a circuit leaves out, and how that is ablated, is the business of the subcl
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import KLToUnchanged, LastTokenMetric, Metric, metric
 from microtome.circuits.references import ROWS, Ablation, References
 from microtome.errors import MetricError
 from microtome.sweeps.rules import restart_reason
+from microtome.tracing.condition import Remembered
 from microtome.tracing.replay import BaseRun, Entry, wave
 from microtome.tracing.suffix import suffix_facts
 
@@ -55,7 +54,7 @@ class Group:
     first: int
 
 
-_agreed: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
+_agreed: Remembered[dict[str, bool]] = Remembered()
 """Whether restarted passes of a module were found to equal whole ones, by kind of ablation."""
 
 
@@ -97,7 +96,7 @@ class CircuitRunner(ABC, Generic[Cut]):
         )
         self._restarts = not _restart_reason(model)
         self._groups = [self._group(places) for places in self._batches()]
-        known = _agreed.setdefault(model.module, {})
+        known = _agreed.of(model.module, dict)
         if self._restarts and not self._known_to_agree(known):
             self._restarts = False
             self._groups = [self._group(places) for places in self._batches()]

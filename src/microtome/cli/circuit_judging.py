@@ -62,7 +62,7 @@ def judge(
     with Bars() as bars:
         found = judged(
             opened, task, given, finder=method, faithfulness=faithfulness,
-            ablation=ablation,  # type: ignore[arg-type]
+            ablation=ablation,
             nulls=nulls, gate=gate, seed=seed, progress=bars,
         )  # fmt: skip
     saved = None if out is None else str(found.save(out))

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out")
 """Sites that are swept by role where a behavior has several lengths of prompts."""
 
+MEMORY = 512.0
+"""Megabytes for the activations of a batch by default."""
+
 
 def sweep(
     model: ModelName,
@@ -52,7 +55,7 @@ def sweep(
     without: Annotated[
         str | None, typer.Option(help="Rules of the planner to leave out, as in fast,suffix.")
     ] = None,
-    memory: Annotated[float, typer.Option(help="Megabytes for the activations.")] = 512.0,
+    memory: Annotated[float, typer.Option(help="Megabytes for the activations.")] = MEMORY,
     pairs: Annotated[
         str | None,
         typer.Option(help="Patch two parts at once instead: a0.h1,m2,... or all."),
@@ -86,21 +89,16 @@ def sweep(
     if pairs is not None:
         from microtome.cli.pairs import print_pairs
 
+        _only_parts(site, over, neurons, operation, without, memory, certify, explain)
         opened = open_model(model, device, dtype, threads)
         print_pairs(opened, task, pairs, base, metric, resume, out, seed, as_json)
         return
     chosen = over or ("role" if clean is None and site.split(".", 2)[-1] in STREAMS else None)
     options = {
-        "over": chosen,
-        "operation": operation,
-        "base": base,
-        "metric": metric,
-        "neurons": _numbers(neurons),
-        "rules": _rules(without),
-        "memory_mb": memory,
-        "seed": seed,
-        "certify": certify,
-    }
+        "over": chosen, "operation": operation, "base": base, "metric": metric,
+        "neurons": _numbers(neurons), "rules": _rules(without), "memory_mb": memory,
+        "seed": seed, "certify": certify,
+    }  # fmt: skip
     planned = plan(open_model(model, device, dtype, threads), task, site, **options)
     if explain:
         _explain(planned, as_json)
@@ -114,6 +112,29 @@ def sweep(
         print_json({"cells": cells, "certificate": dict(found.certificate)})
         return
     _print(planned, found)
+
+
+def _only_parts(
+    site: str,
+    over: str | None,
+    neurons: str | None,
+    operation: str,
+    without: str | None,
+    memory: float,
+    certify: int | None,
+    explain: bool,
+) -> None:
+    """Refuse options that pairs of parts do not take."""
+    from microtome.errors import UsageError
+
+    given = {
+        "--site": site != "resid_pre", "--over": over, "--neurons": neurons,
+        "--operation": operation != "patch", "--without": without, "--memory": memory != MEMORY,
+        "--certify": certify, "--explain": explain,
+    }  # fmt: skip
+    wrong = [option for option, value in given.items() if value not in (None, False)]
+    if wrong:
+        raise UsageError(f"--pairs patches whole heads and MLPs; leave out {', '.join(wrong)}.")
 
 
 def _explain(planned: Plan, as_json: bool) -> None:

@@ -141,6 +141,12 @@ def implementation(config: Any) -> str:
     return str(config._attn_implementation_internal or "eager").removeprefix(_PREFIX)
 
 
+def attention_of(module: nn.Module) -> str:
+    """Return the native attention implementation that a model's own config names, or none."""
+    config = getattr(module, "config", None)
+    return implementation(config) if hasattr(config, "_attn_implementation_internal") else ""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and advice off the terminal while a model loads."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from microtome.errors import (
     ModelNotFoundError,
     TokenizerError,
     UnsafeFileError,
+    nearest,
 )
 from microtome.models import hf
-from microtome.models.specimens import plain_specimen, specimen_folder
+from microtome.models.specimens import plain_specimen, specimen_folder, specimen_names
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
+
+_NUMBERS = re.compile(r"\.\d+\.")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -192,7 +197,7 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
                 **({"trust_remote_code": False} if loader is AutoModelForCausalLM else {}),
             )
     except OSError as error:
-        raise ModelNotFoundError(_first_line(f"{folder}: {error}")) from None
+        raise _not_found(folder, error) from None
     except Exception as error:  # a configuration can make transformers raise anything
         raise ModelFileError(_first_line(f"{folder} cannot be opened: {error}")) from None
     missing = sorted(info.get("missing_keys") or [])
@@ -201,7 +206,31 @@ def _from_pretrained(folder: str, dtype: torch.dtype) -> nn.Module:
             f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}. The files "
             "do not fit the configuration."
         )
+    further = _further_blocks(module, info.get("unexpected_keys") or [])
+    if further:
+        raise ModelFileError(
+            f"{folder}: the configuration has fewer blocks than the files, which hold "
+            f"{further[0]}. The files do not fit the configuration."
+        )
     return module  # type: ignore[no-any-return]
+
+
+def _not_found(folder: str, error: OSError) -> ModelNotFoundError:
+    """Return what to say of a model that is neither here nor to be had from the hub."""
+    if Path(folder).is_dir():
+        return ModelNotFoundError(_first_line(f"{folder}: {error}"))
+    known = specimen_names()
+    close = nearest(folder, known).removeprefix("; ")
+    return ModelNotFoundError(
+        f"There is no folder and no specimen {folder!r} ({close or 'none is installed'}), and the "
+        "Hugging Face hub has no such model or cannot be reached."
+    )
+
+
+def _further_blocks(module: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Return unused weights that would belong to a block like those of the module."""
+    known = {_NUMBERS.sub(".N.", name) for name in module.state_dict()}
+    return sorted(name for name in unexpected if _NUMBERS.sub(".N.", name) in known)
 
 
 def _first_line(text: str) -> str:

@@ -34,6 +34,16 @@ class Row(dict[str, Any]):
         return f"{self.source}, row {self.number}"
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's members; the second of two of one name is refused, not taken."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
+
+
 def read_jsonl(path: str | Path) -> list[Row]:
     """Read a JSON Lines file: one JSON object per line, empty lines skipped.
 
@@ -44,8 +54,8 @@ def read_jsonl(path: str | Path) -> list[Row]:
         The rows in order, each with its line number.
 
     Raises:
-        DataError: The file is missing or binary, or a line is not a JSON object; the
-            message names the row.
+        DataError: The file is missing or binary, or a line is not a JSON object or names a
+            member twice; the message names the row.
         EmptyDataError: There are no rows.
     """
     rows = []
@@ -53,7 +63,7 @@ def read_jsonl(path: str | Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, row {number}: not JSON ({error}); correct the line"

@@ -48,6 +48,7 @@ class Certifier:
     difference: float = 0.0
     spread: float = 0.0
     seconds: float = 0.0
+    _owed: float = 0.5
 
     def check(self, group: Group, values: np.ndarray) -> None:
         """Repeat some runs of a group; ``values`` are the sweep's ``[row, cell]``."""
@@ -57,10 +58,10 @@ class Certifier:
             rows = np.array(group.places)[local]
             pairs = zip(cells.tolist(), local.tolist(), strict=True)
             slow = np.array([naive(self.plan, group, cell, row) for cell, row in pairs])
-            off = float(np.abs(values[rows, cells] - slow).max())
+            off = largest(values[rows, cells], slow)
             if not off <= allowed(self.plan.model.dtype, values):
                 together = batched(self.plan, group, *_twice(cells, local))[: len(cells)]
-                self.spread = max(self.spread, float(np.abs(together - slow).max()))
+                self.spread = max(self.spread, largest(together, slow))
             self.difference = max(self.difference, off)
             self.sample += len(cells)
         self.seconds += time.perf_counter() - began
@@ -70,9 +71,11 @@ class Certifier:
         runs = len(self.plan.lines) * len(self.plan.cells)
         asked = self.plan.certify
         wanted = max(FEWEST, min(MOST, runs // 100)) if asked is None else asked
-        share = wanted * group.moved.size / runs
+        # what a group cannot give, the next ones do
+        self._owed += wanted * group.moved.size / runs
+        count = min(int(self._owed), int(group.moved.sum()))
+        self._owed -= count
         random = rng(self.plan.seed, "certificate", self.plan.site, str(group.places[0]))
-        count = int(share) + int(random.random() < share - int(share))
         found = []
         for kind, wanted in ((group.moved, count), (~group.moved, int(count > FEWEST))):
             cells, rows = np.nonzero(kind)
@@ -108,6 +111,14 @@ class Certifier:
         }
 
 
+def largest(one: np.ndarray | float, other: np.ndarray | float) -> float:
+    """Return the largest difference; infinite where only one of two values is a number."""
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(np.subtract(one, other)))
+    return float(np.where(np.isnan(apart), np.inf, apart).max())
+
+
 def _twice(cells: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return runs to be made in one pass; a single one is run beside itself."""
     return (cells, rows) if len(cells) > 1 else (np.tile(cells, 2), np.tile(rows, 2))
@@ -115,7 +126,7 @@ def _twice(cells: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def allowed(dtype: torch.dtype, values: np.ndarray) -> float:
     """Return what rounding may move: a share of the metric's range, nothing in short types."""
-    known = values[~np.isnan(values)]
+    known = values[np.isfinite(values)]
     if dtype not in (torch.float32, torch.float64) or not known.size:
         return 0.0
     return SHARE * max(float(known.max() - known.min()), SMALLEST_RANGE)

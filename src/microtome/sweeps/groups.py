@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from microtome.behaviors.examples import Examples
 from microtome.models.probe import first_tensor
 from microtome.sweeps.cells import GROUPED, WHOLE, Cell, canonical, mask_of, read_at
 from microtome.sweeps.recording import both_runs
 from microtome.sweeps.rows import Reader, Row
+from microtome.tracing.condition import Remembered
 from microtome.tracing.replay import BaseRun
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ def _block(model: Model, layer: int) -> BlockAnatomy:
     return model.anatomy.blocks[layer]
 
 
-_halves: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKeyDictionary()
+_halves: Remembered[dict[int, bool]] = Remembered()
 
 
 def _half_is_exact(model: Model, layer: int, mid: torch.Tensor, base: BaseRun) -> bool:
@@ -188,7 +187,7 @@ def _half_is_exact(model: Model, layer: int, mid: torch.Tensor, base: BaseRun) -
 
     Measured on the first recorded run of a module and remembered.
     """
-    known = _halves.setdefault(model.module, {})
+    known = _halves.of(model.module, dict)
     if layer not in known:
         try:
             known[layer] = same_stream(half(model, layer, mid), base.streams[layer + 1][: len(mid)])

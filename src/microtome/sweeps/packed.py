@@ -8,7 +8,6 @@ with the recorded pass before it is used.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from microtome.models import hf
 from microtome.models.probe import first_tensor
 from microtome.sweeps.groups import Group, same_stream
 from microtome.sweeps.schedule import Wave
+from microtome.tracing.condition import Remembered
 
 if TYPE_CHECKING:
     from microtome.models.anatomy import BlockAnatomy
@@ -68,15 +68,12 @@ class PackedBlock:
     scales: tuple[float, float] = (1.0, 1.0)
 
 
-_reasons: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_reasons: Remembered[str] = Remembered()
 
 
 def packed_reason(model: Model) -> str:
     """Return why the fast path does not fit a model; empty where it does. Measured once."""
-    known = _reasons.get(model.module)
-    if known is None:
-        known = _reasons[model.module] = _found_reason(model)
-    return known
+    return _reasons.of(model.module, lambda: _found_reason(model))
 
 
 def _found_reason(model: Model) -> str:

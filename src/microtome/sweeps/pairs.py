@@ -6,6 +6,7 @@ where they act apart, negative where either suffices (redundancy), positive wher
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from microtome.core.seeds import rng
 from microtome.core.stats import Interval, cluster_ratio_bootstrap
 from microtome.errors import EmptyDataError, MetricError, SweepError, UnknownNameError, nearest
 from microtome.store.results import Result
-from microtome.sweeps.certification import FEWEST, MOST, allowed
+from microtome.sweeps.certification import FEWEST, MOST, allowed, largest
 from microtome.sweeps.checkpoint import Checkpoint
 from microtome.sweeps.rows import Reader, Row, row_values, rows_of
 from microtome.sweeps.rules import restart_reason
@@ -171,19 +172,18 @@ def pair_patching(
     values = np.full((len(lines), len(pairs)), np.nan) if saved is None else saved.values
     ends = np.zeros((2, len(lines)))
     checked = _Checked(rng(seed, "pairs").permutation(values.size)[: _sample(values.size)])
-    for places in batches(examples, 32):
-        batch = _Batch.of(model, tuple(lines[p] for p in places), names, chosen)
-        ends[:, places] = batch.ends
-        for some in batch.waves(pairs):
-            where = np.ix_(places, some)
-            if np.isnan(values[where]).any():
-                values[where] = batch.run([pairs[n] for n in some])
-            progress.step(int((~np.isnan(values)).sum()), values.size, "pairs")
-            if saved is not None:
-                saved.keep()
-        checked.check(batch, pairs, places, values)
-    if saved is not None:
-        saved.remove()
+    with saved or contextlib.nullcontext():
+        for places in batches(examples, 32):
+            batch = _Batch.of(model, tuple(lines[p] for p in places), names, chosen)
+            ends[:, places] = batch.ends
+            for some in batch.waves(pairs):
+                where = np.ix_(places, some)
+                if np.isnan(values[where]).any():
+                    values[where] = batch.run([pairs[n] for n in some])
+                progress.step(int((~np.isnan(values)).sum()), values.size, "pairs")
+                if saved is not None:
+                    saved.keep()
+            checked.check(batch, pairs, places, values)
     return PairEffects(
         values=_grid(values, pairs, len(names)),
         parts=names,
@@ -205,7 +205,7 @@ def _saved(
 ) -> Checkpoint:
     """Return what is done of this very computation."""
     rows = [(row.base, row.source, row.example.answers, row.example.wrongs) for row in lines]
-    key = sha256_json([model.fingerprint, settings, rows])
+    key = sha256_json([model.fingerprint, settings, rows, restart_reason(model)])
     return Checkpoint.at(path, key, np.full((len(lines), pairs), np.nan))
 
 
@@ -345,7 +345,7 @@ class _Checked:
             row, pair = divmod(number, len(pairs))
             if row in places:
                 slow = batch.alone(pairs[pair], places.index(row))
-                self.difference = max(self.difference, abs(float(values[row, pair]) - slow))
+                self.difference = max(self.difference, largest(values[row, pair], slow))
 
     def certificate(self, model: Model, values: np.ndarray) -> dict[str, Any]:
         """Return what was found.

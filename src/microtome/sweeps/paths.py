@@ -32,6 +32,7 @@ from microtome.errors import (
 from microtome.models import hf
 from microtome.store.results import Result
 from microtome.sweeps.rows import Reader, Row, rows_of
+from microtome.sweeps.rules import restart_reason
 from microtome.tracing.catalog import require_anatomy, require_sums
 from microtome.tracing.replay import BaseRun, Entry, wave
 from microtome.tracing.sites import Site, at
@@ -122,7 +123,7 @@ def path_patching(
 
     Raises:
         SweepError: If a site cannot receive, or no sender lies before a receiver.
-        ModelSupportError: If writes do not add up in this model.
+        ModelSupportError: If writes do not add up in this model, or passes cannot start late.
         MetricError: If the metric needs several rows for an example.
     """
     from microtome.behaviors.behavior import Behavior as _Behavior
@@ -132,6 +133,9 @@ def path_patching(
     examples = behavior.prepare(model) if isinstance(behavior, _Behavior) else behavior
     if len(examples) == 0:
         raise EmptyDataError("There are no examples.")
+    odd = restart_reason(model)
+    if odd:
+        raise ModelSupportError(f"Path patching cannot start at a later block: {odd}.")
     sites = _receivers(model, receivers)
     last = max(_place(site, anatomy) for site in sites)
     names = tuple(senders) if senders is not None else component_names(model)

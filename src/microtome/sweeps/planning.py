@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.examples import Examples
@@ -98,9 +98,8 @@ def plan(
         raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
     if certify is not None and certify < 1:
         raise ConfigError(f"certify={certify}; expected at least one run.")
-    axis: Over = over or (
-        "head" if chosen.name in HEADS else "neuron" if chosen.name == "mlp.act" else "pos"
-    )
+    axis = _axis(chosen, over)
+    neurons = _from_start(anatomy, neurons)
     columns = _columns(anatomy, chosen, axis, examples, neurons)
     cells = _cells(model, chosen, axis, columns, neurons if isinstance(neurons, Mapping) else None)
     measured = _metric(metric)
@@ -168,6 +167,34 @@ def _metric(name: str | Metric) -> SweepMetric:
     return chosen
 
 
+def _from_start(anatomy: Anatomy, neurons: Neurons | None) -> Neurons | None:
+    """Return neurons by block counted from the first, without the blocks that have none."""
+    if not isinstance(neurons, Mapping):
+        return neurons
+    named = {layer: tuple(some) for layer, some in neurons.items() if some}
+    return {n: resolve_index(some, anatomy.d_mlp, "neuron") for n, some in named.items()}
+
+
+def _axis(site: Site, over: Over | None) -> Over:
+    """Return what each layer is split by.
+
+    Raises:
+        ConfigError: If there is no such axis.
+        SweepError: If the site has none.
+    """
+    if over is None:
+        return "head" if site.name in HEADS else "neuron" if site.name == "mlp.act" else "pos"
+    known = get_args(Over)
+    if over not in known:
+        raise ConfigError(f"over={over!r}; expected one of {', '.join(known)}.")
+    if (over == "head" and site.name not in HEADS) or (over == "neuron" and site.name != "mlp.act"):
+        raise SweepError(
+            f"{site.name} has no {over}s to sweep over; sweep over pos, role or all, or sweep "
+            f"{'attn.z' if over == 'head' else 'mlp.act'}."
+        )
+    return over
+
+
 def _columns(
     anatomy: Anatomy, site: Site, axis: Over, examples: Examples, neurons: Neurons | None
 ) -> tuple[int | str, ...]:
@@ -230,10 +257,10 @@ def _tokens(model: Model, anatomy: Anatomy, lines: Sequence[Row], memory_mb: flo
     """Return how many tokens of a wave fit the budget."""
     width = max(len(row.base) for row in lines)
     token = bytes_of_token(model, anatomy) / 2**20
-    fits = int(memory_mb / token)
-    if fits < width:
+    fits = memory_mb / token
+    if not fits >= width:
         raise SweepError(
             f"memory_mb={memory_mb:.3g} is too small: one row of {width} tokens needs "
             f"{width * token:.3g} MB."
         )
-    return min(fits, MOST_TOKENS)
+    return int(min(fits, MOST_TOKENS))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.sweeps.cells import Cell, Operation
 from microtome.sweeps.certification import Certifier, simpler
-from microtome.sweeps.checkpoint import Checkpoint
+from microtome.sweeps.checkpoint import Checkpoint, notes_of
 from microtome.sweeps.cost import Cost
 from microtome.sweeps.execution import base_values, rows_by_shape, run_wave
 from microtome.sweeps.groups import Group, group_of
@@ -24,6 +25,7 @@ from microtome.sweeps.results import Sweep
 from microtome.sweeps.rows import Row, SweepMetric, combined
 from microtome.sweeps.rules import Rule
 from microtome.sweeps.schedule import Wave, waves
+from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -110,12 +112,20 @@ class Plan:
 
         Raises:
             FormatError: If the file belongs to another sweep.
+            OutputError: If the file cannot be written.
         """
-        chosen, history = self, []
+        chosen, history = self._start(resume)
         while True:
             began = time.perf_counter()
             certifier = Certifier(chosen)
-            values, ends = chosen._run(progress, resume, certifier)
+            values = np.full((len(self.lines), len(self.cells)), np.nan)
+            if resume is None:
+                ends = chosen._run(progress, certifier, values, None)
+            else:
+                before = json.dumps(history)
+                with Checkpoint.at(resume, chosen.key(), values, before) as saved:
+                    values = saved.values
+                    ends = chosen._run(progress, certifier, values, saved)
             certificate = certifier.certificate(values, time.perf_counter() - began)
             fewer = None if certificate["passed"] else simpler(chosen.rules)
             if fewer is None:
@@ -148,31 +158,48 @@ class Plan:
             }
         )
 
+    def _start(self, resume: str | Path | None) -> tuple[Plan, list[dict[str, Any]]]:
+        """Return the rules to go on with, and what was tried before.
+
+        They are this plan's, or the simpler ones that a stopped sweep had fallen back to.
+        """
+        notes = {} if resume is None else notes_of(resume)
+        chosen: Plan = self
+        while "sweep" in notes and notes["sweep"] != chosen.key():
+            fewer = simpler(chosen.rules)
+            if fewer is None:
+                return self, []
+            chosen = chosen.with_rules(fewer)
+        return chosen, json.loads(notes.get("before", "[]"))
+
     def _run(
-        self, progress: Progress, resume: str | Path | None, certifier: Certifier
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values ``[row, cell]``, and those of base and source runs ``[2, row]``."""
-        values = np.full((len(self.lines), len(self.cells)), np.nan)
+        self,
+        progress: Progress,
+        certifier: Certifier,
+        values: np.ndarray,
+        saved: Checkpoint | None,
+    ) -> np.ndarray:
+        """Fill in values ``[row, cell]``; return those of base and source runs ``[2, row]``."""
         ends = np.full((2, len(self.lines)), np.nan)
-        saved = Checkpoint.at(resume, self.key(), values) if resume is not None else None
-        values = values if saved is None else saved.values
+        module = self.model.module
         for places in rows_by_shape(self.lines, self.per_group):
-            group = group_of(self, places)
+            with turn(module):
+                group = group_of(self, places)
             ends[:, places] = group.ends
             cells, rows = np.nonzero(~group.moved)
             values[np.array(places)[rows], cells] = group.ends[0][rows]
             for wave in waves(self, group):
                 where = (np.array(places)[wave.rows], wave.cells)
                 if np.isnan(values[where]).any():
-                    values[where] = run_wave(self, group, wave)
+                    # parts are called alone, which another thread's hooks must not see
+                    with turn(module):
+                        values[where] = run_wave(self, group, wave)
                 runs = int((~np.isnan(values)).sum())
                 progress.step(runs, values.size, f"sweep of {self.site}")
                 if saved is not None:
                     saved.keep()
             certifier.check(group, values)
-        if saved is not None:
-            saved.remove()
-        return values, ends
+        return ends
 
     def _result(
         self, values: np.ndarray, ends: np.ndarray, certificate: Mapping[str, object]

@@ -11,6 +11,7 @@ import torch
 
 from microtome.behaviors.examples import Example, Examples
 from microtome.behaviors.metrics import LastTokenMetric, SequenceLogProbability
+from microtome.errors import ConfigError
 from microtome.models import hf
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ class Row:
 def rows_of(
     metric: SweepMetric, examples: Examples, base: Literal["clean", "corrupt"]
 ) -> tuple[Row, ...]:
-    """Return the rows of all examples, those of one example behind one another."""
+    """Return the rows of all examples, those of one example behind one another.
+
+    Raises:
+        ConfigError: If ``base`` is neither run.
+    """
+    if base not in ("clean", "corrupt"):
+        raise ConfigError(f"base={base!r}; expected clean or corrupt.")
     found = []
     for place, example in enumerate(examples):
         sides = (example.clean, example.corrupt)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-from microtome.errors import ConfigError, nearest
+from microtome.errors import ConfigError, ModelSupportError, nearest
 from microtome.sweeps.rows import SweepMetric, narrow_reason
 from microtome.tracing.arguments import shared_state
+from microtome.tracing.condition import strange_part
 from microtome.tracing.suffix import suffix_facts
+from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -102,4 +104,9 @@ def restart_reason(model: Model) -> str:
         return odd
     if not anatomy.tail.exact:
         return f"the logits cannot be read off the last stream: {anatomy.tail.reason}"
-    return shared_state(model)
+    try:
+        # while another thread has its turn, its hooks are on
+        with turn(model.module):
+            return strange_part(model.module) or shared_state(model)
+    except ModelSupportError as error:
+        return str(error)

@@ -8,15 +8,14 @@ batch and length are compared, once for each module.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 from microtome.models import hf
+from microtome.tracing.condition import Remembered
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -46,7 +45,7 @@ class ArgumentFacts:
     shared: str
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, ArgumentFacts] = weakref.WeakKeyDictionary()
+_known: Remembered[ArgumentFacts] = Remembered()
 
 
 def argument_facts(model: Model) -> ArgumentFacts:
@@ -55,10 +54,7 @@ def argument_facts(model: Model) -> ArgumentFacts:
     Raises:
         ModelSupportError: If a pass of the model cannot be recorded.
     """
-    known = _known.get(model.module)
-    if known is None:
-        known = _known[model.module] = _measured(model)
-    return known
+    return _known.of(model.module, lambda: _measured(model))
 
 
 def shared_state(model: Model) -> str:

@@ -8,12 +8,13 @@ need not be computed. Whether the logits stay the same is measured once per modu
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from microtome.tracing.condition import Remembered
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 AGREE = 1e-5
 """Share of the logits' size that narrowing may move (float32)."""
 
-_known: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref.WeakKeyDictionary()
+_known: Remembered[bool] = Remembered()
 
 
 @contextlib.contextmanager
@@ -80,10 +81,7 @@ def _hooked(module: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
 
 def _agrees(model: Model, module: nn.Module) -> bool:
     """Return whether the logits at the rows' ends are the same; measured once."""
-    known = _known.setdefault(model.module, {})
-    if model.dtype not in known:
-        known[model.dtype] = _measured(model, module)
-    return known[model.dtype]
+    return _known.of(model.module, lambda: _measured(model, module))
 
 
 def _measured(model: Model, module: nn.Module) -> bool:

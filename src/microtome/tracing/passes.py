@@ -11,6 +11,7 @@ from torch import nn
 
 from microtome.errors import ConfigError
 from microtome.tracing.call import Call
+from microtome.tracing.condition import training_part
 from microtome.tracing.forward import forward_arguments, is_text_batch, kept_logits, plain_batch
 from microtome.tracing.instrument import Instrument, sites_of
 from microtome.tracing.interventions import Intervention
@@ -28,14 +29,16 @@ BEHIND = ("logits", "module:")
 
 
 def require_eval(module: nn.Module, name: str) -> None:
-    """Refuse a module in training mode.
+    """Refuse a module of which any part is in training mode.
 
     Raises:
-        ConfigError: If it is.
+        ConfigError: If one is.
     """
-    if module.training:
+    part = training_part(module)
+    if part is not None:
+        which = name if module.training else f"A {part} of {name}"
         raise ConfigError(
-            f"{name} is in training mode, where dropout changes every pass. Call "
+            f"{which} is in training mode, where dropout changes every pass. Call "
             "module.eval() first."
         )
 

@@ -26,6 +26,7 @@ from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.forward import forward_arguments
 from microtome.tracing.instrument import Instrument, sites_of
 from microtome.tracing.interventions import Intervention
+from microtome.tracing.passes import require_eval
 from microtome.tracing.positions import Positions, of_batch
 from microtome.tracing.suffix import (
     KeptKeys,
@@ -35,6 +36,7 @@ from microtome.tracing.suffix import (
     suffix_facts,
     with_mask,
 )
+from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -105,6 +107,7 @@ def record(
         ModelSupportError: If a block did not run exactly once on one residual stream.
     """
     anatomy = require_anatomy(model.anatomy, "Recording a base run")
+    require_eval(model.module, model.name)
     batch = model.batch(prompts)
     if "*" in anatomy.blocks[0].reasons:
         raise ModelSupportError(f"The pass cannot be restarted: {anatomy.blocks[0].reasons['*']}.")
@@ -112,7 +115,7 @@ def record(
     blocks = [model.module.get_submodule(b.path) for b in anatomy.blocks]
     wanted = sites_of(capture)
     call = Call(of_batch(batch.lengths, batch.tokens.shape[1]))
-    with contextlib.ExitStack() as stack:
+    with turn(model.module), contextlib.ExitStack() as stack:
         if wanted:
             instrument = Instrument(model.module, model.catalog, captures=wanted)
             stack.enter_context(instrument.active(call))
@@ -259,7 +262,7 @@ def wave(
     rows = torch.zeros(0, dtype=torch.long)
     passed: Counter[str] = Counter()
     call = None
-    with contextlib.ExitStack() as stack:
+    with turn(model.module), contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if instrument is not None:
             stack.enter_context(instrument.active())
@@ -360,7 +363,7 @@ def tail(model: Model, stream: torch.Tensor, positions: torch.Tensor) -> torch.T
             f"The logits cannot be read off the last stream: {anatomy.tail.reason}."
         )
     rows = torch.arange(stream.shape[0], device=stream.device).unsqueeze(1)
-    with torch.no_grad():
+    with turn(model.module), torch.no_grad():
         read = stream[rows, positions.to(stream.device)]
         normed = model.module.get_submodule(anatomy.final_norm)(read)
         logits: torch.Tensor = model.module.get_submodule(anatomy.tail.head)(normed)

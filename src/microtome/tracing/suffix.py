@@ -10,7 +10,6 @@ length; whether such a replay equals a whole one is measured before it is used.
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from torch import nn
 from microtome.errors import ModelSupportError
 from microtome.models import hf
 from microtome.tracing.arguments import LONGEST, SHORTEST, argument_facts
+from microtome.tracing.condition import Remembered
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -93,15 +93,12 @@ class SuffixFacts:
         return not self.reason
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, SuffixFacts] = weakref.WeakKeyDictionary()
+_known: Remembered[SuffixFacts] = Remembered()
 
 
 def suffix_facts(model: Model) -> SuffixFacts:
     """Return whether the last positions can be replayed alone; measured once per module."""
-    known = _known.get(model.module)
-    if known is None:
-        known = _known[model.module] = _found(model)
-    return known
+    return _known.of(model.module, lambda: _found(model))
 
 
 def _found(model: Model) -> SuffixFacts:
