@@ -24,6 +24,12 @@ FEWEST, MOST = 3, 32
 SHARE, SMALLEST_RANGE = 1e-5, 1e-3
 """Share of the metric's range that rounding may move in float32, and the range taken at least."""
 
+STEPS = 4
+"""Steps of a short type's precision that may be moved."""
+
+NOISE = 0.1
+"""Share of the metric's range beyond which a model's own noise certifies nothing."""
+
 WRONG = 0.05
 """Share of wrong runs for which the chance of being caught is stated."""
 
@@ -91,13 +97,16 @@ class Certifier:
 
         The tolerance is the larger of 1e-5 of the metric's range (float32) and four times the
         difference between two batch sizes of the naive way, which is measured where the former does
-        not suffice; in shorter types only the latter.
+        not suffice. In shorter types four steps of the type's precision at the largest value stand
+        for the share. Noise beyond a tenth of the range certifies nothing.
 
         Args:
             values: The sweep's values ``[row, cell]``.
             seconds: How long it took, this included.
         """
-        tolerance = max(allowed(self.plan.model.dtype, values), 4 * self.spread)
+        known = values[np.isfinite(values)]
+        cap = NOISE * float(known.max() - known.min()) if known.size else 0.0
+        tolerance = max(allowed(self.plan.model.dtype, values), min(4 * self.spread, cap))
         return {
             "difference": self.difference,
             "tolerance": tolerance,
@@ -125,10 +134,16 @@ def _twice(cells: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def allowed(dtype: torch.dtype, values: np.ndarray) -> float:
-    """Return what rounding may move: a share of the metric's range, nothing in short types."""
+    """Return what rounding may move: a share of the metric's range, or of it a few short steps.
+
+    In a short type the logits themselves are rounded to steps of its precision, which a pass of
+    another batch size need not show on a machine that computes each row alike.
+    """
     known = values[np.isfinite(values)]
-    if dtype not in (torch.float32, torch.float64) or not known.size:
+    if not known.size:
         return 0.0
+    if dtype not in (torch.float32, torch.float64):
+        return STEPS * torch.finfo(dtype).eps * float(np.abs(known).max())
     return SHARE * max(float(known.max() - known.min()), SMALLEST_RANGE)
 
 
