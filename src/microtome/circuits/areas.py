@@ -1,8 +1,8 @@
 """Areas along a faithfulness curve: CPR and CMD as MIB defines them, and log-CMD.
 
 All are trapezoid integrals over the share of parts kept, k, from 0.001 to 1 (Mueller et al. 2025):
-CPR of f(k), CMD of |1 - f(k)|. log-CMD is the mean of |1 - f| over the logarithm of the share, so
-that small circuits count as much as large ones.
+CPR of f(k), CMD of ``|1 - f(k)|``. log-CMD is the mean of ``|1 - f|`` over the logarithm of the
+share, so that small circuits count as much as large ones.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Areas(Result):
 
     Attributes:
         cpr: Area under f over the share actually kept; higher is better, unbounded above.
-        cmd: Area under |1 - f| over the share actually kept; 0 is best.
-        log_cmd: Mean of |1 - f| over the logarithm of the share actually kept; 0 is best.
+        cmd: Area under ``|1 - f|`` over the share actually kept; 0 is best.
+        log_cmd: Mean of ``|1 - f|`` over the logarithm of the share actually kept; 0 is best.
         nominal_cpr: CPR over the share asked for, as MIB reports it.
         nominal_cmd: CMD over the share asked for.
         size: Parts kept by the first circuit on the curve with f of at least 0.9.

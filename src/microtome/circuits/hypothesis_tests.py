@@ -172,8 +172,8 @@ def by_cluster(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 def equivalence(differences: np.ndarray, epsilon: float) -> tuple[float, float, float]:
     """Test whether positive and negative differences are equally likely, up to ``epsilon``.
 
-    With T = |share of positive ones - 1/2|, the p value of |P - 1/2| <= epsilon is the chance that
-    a binomial share with P = 1/2 + epsilon is at least T away from one half, the largest under the
+    With T = ``|share of positive ones - 1/2|``, the p value of ``|P - 1/2|`` <= epsilon is the
+    chance that a binomial share with P = 1/2 + epsilon is at least T away from one half, the largest under the
     null hypothesis. Differences of zero take no side and are left out.
 
     Args:
@@ -248,7 +248,7 @@ def minimality_p(effect: float, added: np.ndarray, quantile: float) -> float:
     """Return the p value of "knocking this out outdoes at least ``quantile`` of random additions".
 
     Args:
-        effect: Mean |change of the metric| when the part is knocked out of the circuit.
+        effect: Mean ``|change of the metric|`` when the part is knocked out of the circuit.
         added: The same for added parts, knocked out of the circuit with the addition.
         quantile: Between 0 and 1.
     """

@@ -2,8 +2,8 @@
 
 Ferrando and Voita (2024, arXiv 2403.00824). Needs one forward pass of the clean prompts and no
 corrupt prompt, gradient or metric; so it says nothing about one behavior in particular. Proximity
-of a source that writes a to the stream y is max(0, |y| - |y - a|) in the L1 norm, taken as a share
-of the sum over all sources that the target sees, and averaged over positions.
+of a source that writes a to the stream y is ``max(0, |y| - |y - a|)`` in the L1 norm, taken as a
+share of the sum over all sources that the target sees, and averaged over positions.
 """
 
 from __future__ import annotations

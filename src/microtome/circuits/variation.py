@@ -81,7 +81,8 @@ def with_orders(
         ran: Runs circuits on train.
         circuit: The circuit under test.
         start: Parts to begin with: the circuit, and others that might stand in for some of it.
-        least: Faithfulness that must be left: a part is dropped if |1 - f| stays within 1 - least.
+        least: Faithfulness that must be left: a part is dropped if ``|1 - f|`` stays within
+            1 - least.
         metric: A metric that reads the prompt's end.
         orders: How many.
         seed: Which orders.

@@ -105,10 +105,12 @@ def dissect(
         print_json({**found.summary(), "report": str(folder / "report.html")})
     else:
         _print(found, folder)
-    if not found.explained or (
-        strict and found.verdict is not None and not found.verdict.established
-    ):
+    if not found.explained or (strict and not _established(found)):
         raise typer.Exit(1)
+
+
+def _established(found: Dissection) -> bool:
+    return found.verdict is not None and found.verdict.established
 
 
 def check_folder(folder: Path) -> None:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from microtome.circuits.contrasts import Versus
 from microtome.circuits.diagrams import diagram
 from microtome.circuits.results import Circuit
 from microtome.circuits.taxonomy.results import PartNames
 from microtome.dissection import phrases
+from microtome.dissection.results import Dissection
 from microtome.dissection.wiring import Wiring
 from microtome.views import Figure, Section
 from microtome.views.numbers import number
@@ -19,6 +21,21 @@ MakeFigure = Callable[..., Figure]
 
 SHOWN = 60
 """Edges that are drawn."""
+
+
+def described(found: Dissection, figure: MakeFigure) -> list[Section]:
+    """Return the sections on edges, names and a second condition, where there are any."""
+    sections = []
+    if found.wiring is not None:
+        sections.append(edges_section(found.wiring, found.names, figure))
+    if found.names is not None and found.circuit is not None:
+        sections.append(names_section(found.names, found.circuit, figure))
+    if found.versus is not None:
+        sections.append(versus_section(found.versus, figure))
+    if found.notes:
+        left = " ".join(f"{step}: {reason}" for step, reason in found.notes.items())
+        sections.append(Section("What was left out", (left,), short="Left out"))
+    return sections
 
 
 def edges_section(found: Wiring, names: PartNames | None, figure: MakeFigure) -> Section:
@@ -104,7 +121,7 @@ def names_section(found: PartNames, circuit: Circuit, figure: MakeFigure) -> Sec
     return Section("What the parts do elsewhere", blocks, short="Names")
 
 
-def versus_section(found: Any, figure: MakeFigure) -> Section:
+def versus_section(found: Versus, figure: MakeFigure) -> Section:
     """What differs between two conditions of the behavior."""
     frame = found.to_frame().head(20)
     rows: list[list[Cell]] = [

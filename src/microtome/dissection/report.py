@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 
 from microtome.dissection import figures, phrases
-from microtome.dissection.circuit_sections import (
-    classes,
-    edges_section,
-    names_section,
-    versus_section,
-)
+from microtome.dissection.circuit_sections import classes, described
 from microtome.dissection.methods import methods_section, provenance_facts
 from microtome.dissection.results import Dissection, Operation, Reduction
 from microtome.views import (
@@ -53,7 +48,7 @@ class _Report:
             title = phrases.page_title(found.behavior, found.verdict.grade, kept, total)
             verdict = figures.verdict_card(found.verdict, found.proof, found.circuit)
             sections += [self._locate(), self._cut(), self._prove()]
-            sections += self._described()
+            sections += described(found, self._figure)
             sections += [self._reduce(found.reduction)] if found.reduction is not None else []
             sections += [self._operate(found.operation)] if found.operation is not None else []
         return Page(
@@ -271,20 +266,6 @@ class _Report:
             ),
             short="Verdict",
         )
-
-    def _described(self) -> list[Section]:
-        """Return the sections on edges, names and a second condition, where there are any."""
-        found, sections = self.found, []
-        if found.wiring is not None:
-            sections.append(edges_section(found.wiring, found.names, self._figure))
-        if found.names is not None and found.circuit is not None:
-            sections.append(names_section(found.names, found.circuit, self._figure))
-        if found.versus is not None:
-            sections.append(versus_section(found.versus, self._figure))
-        if found.notes:
-            left = " ".join(f"{step}: {reason}" for step, reason in found.notes.items())
-            sections.append(Section("What was left out", (left,), short="Left out"))
-        return sections
 
     def _reduce(self, reduction: Reduction) -> Section:
         names = self._answer_names()

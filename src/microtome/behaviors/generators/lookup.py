@@ -160,6 +160,8 @@ def color_choice(n: int = 200, *, seed: int = 0, corruption: ColorCorruption = "
         lists={"thing": unique((*OBJECTS, *ATTRACTORS)), "color": COLORS},
         n=n,
         seed=seed,
+        # small vocabularies spell colors in different numbers of tokens
+        pool=16,
     )
 
 

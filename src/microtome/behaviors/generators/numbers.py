@@ -12,7 +12,7 @@ from microtome.behaviors.generators.words import EVENTS
 from microtome.behaviors.items import Feature
 from microtome.errors import ConfigError, nearest
 
-POOL = 24
+POOL = 48
 """Items in the pool for each one wanted: tokenizers cut numbers in many ways."""
 
 YEARS = tuple(f"{year:02d}" for year in range(2, 98))

@@ -101,7 +101,7 @@ def _copies(material: Material, reading: Reading) -> tuple[dict[str, str], dict[
 
 
 def eigenvalue_share(material: Material, layer: int, head: int) -> float:
-    """Return sum(lambda) / sum(|lambda|) of a head's map from tokens to logits (Elhage 2021).
+    """Return ``sum(lambda) / sum(|lambda|)`` of a head's map from tokens to logits (Elhage 2021).
 
     The eigenvalues that are not zero are those of a small matrix, ``[d_head, d_head]``.
     """
