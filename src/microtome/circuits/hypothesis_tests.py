@@ -173,8 +173,8 @@ def equivalence(differences: np.ndarray, epsilon: float) -> tuple[float, float, 
     """Test whether positive and negative differences are equally likely, up to ``epsilon``.
 
     With T = ``|share of positive ones - 1/2|``, the p value of ``|P - 1/2|`` <= epsilon is the
-    chance that a binomial share with P = 1/2 + epsilon is at least T away from one half, the largest under the
-    null hypothesis. Differences of zero take no side and are left out.
+    chance that a binomial share with P = 1/2 + epsilon is at least T away from one half, the
+    largest under the null hypothesis. Differences of zero take no side and are left out.
 
     Args:
         differences: Metric of the circuit minus that of the model, one per independent unit.

@@ -1,7 +1,8 @@
 """Knock-out completeness: does the circuit react to knock-outs as the whole model does?
 
-For a set K of a circuit's parts the incompleteness is ``|F(C without K) - F(M without K)|``, where F
-is faithfulness (Wang et al. 2023, section 4). Random sets show the usual, greedy ones the worst case.
+For a set K of a circuit's parts the incompleteness is ``|F(C without K) - F(M without K)|``,
+where F is faithfulness (Wang et al. 2023, section 4). Random sets show the usual, greedy ones the
+worst case.
 """
 
 from __future__ import annotations
