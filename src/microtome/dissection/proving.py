@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from microtome.behaviors.examples import Examples
-from microtome.circuits.ablation import ABLATIONS, Ablator
+from microtome.circuits.ablation import ABLATIONS
 from microtome.circuits.connections import connections
 from microtome.circuits.evaluation import curve, evaluate, item_closeness, minimality, takeovers
-from microtome.circuits.finding import by_layer, find, sizes_up_to, top
-from microtome.circuits.nulls import inverted, random_floor, search_nulls
+from microtome.circuits.finding import by_layer, sizes_up_to, top
+from microtome.circuits.judging import inverted_accuracy
+from microtome.circuits.levels import search_by_name
+from microtome.circuits.nulls import random_floor, search_nulls
 from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdict
 from microtome.circuits.variation import stability
 from microtome.circuits.verdict import Evidence, can_reach_a_grade, decide
-from microtome.core.stats import Interval, cluster_bootstrap
+from microtome.core.stats import Interval
 from microtome.dissection.results import Proof
 
 CONNECTED = 32
@@ -125,8 +127,14 @@ def prove(
             progress=progress,
             enough=None if thorough else reached,
         )
-        wrong = _inverted_accuracy(
-            model, train, test, len(circuit.parts), config=config, metric=metric
+        wrong = inverted_accuracy(
+            model,
+            train,
+            test,
+            circuit,
+            search_by_name(config.method, metric, config.ablation),
+            ablation=config.ablation,
+            seed=config.seed,
         )
     proof = Proof(
         evaluation=evaluation,
@@ -235,27 +243,3 @@ def _nulls(
         reference=train,
     )
     return replace(nulls, random=floor)
-
-
-def _inverted_accuracy(
-    model: Model, train: Examples, test: Examples, size: int, *, config: Config, metric: str
-) -> Interval:
-    """Return the best accuracy, on inverted answers, of circuits that the finder gives for them.
-
-    By magnitude the finder returns the same nodes for exchanged answers, so it also ranks by value.
-    The rest gives its mean, not the corrupt run, which gives the inverted answer all by itself.
-    """
-    asked = inverted(test)
-    scores = find(
-        model, inverted(train), method=config.method, metric=metric, ablation=config.ablation
-    )
-    ablator = Ablator(
-        model,
-        asked,
-        ablation="mean" if config.ablation == "resample" else config.ablation,
-        reference=train,
-    )
-    circuits = [top(scores.ranking(signed=signed), size) for signed in (False, True)]
-    values = ablator.run(circuits, ["accuracy"])["accuracy"]
-    found = [cluster_bootstrap(row, asked.clusters, seed=config.seed) for row in values]
-    return max(found, key=lambda interval: interval.low)
