@@ -3,6 +3,7 @@
 ``workloads``: microtome, raw PyTorch and the peers on workloads a to f. ``growth``: what a sweep
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
+``circuits``: what scoring every edge costs.
 ``maximization``: texts that excite neurons, against the corpus. ``resuming``: a sweep that is
 killed half-way and goes on.
 """
@@ -14,7 +15,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import growth, large, maximization, overhead, resuming, twins, workloads
+from benchmarks import (
+    circuits,
+    growth,
+    large,
+    maximization,
+    overhead,
+    resuming,
+    twins,
+    workloads,
+)
 from benchmarks.options import Options, add_arguments, options
 
 TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
@@ -23,6 +33,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "large": large.table,
     "overhead": lambda _: (overhead.table(), None),
     "twins": lambda _: (twins.table(), None),
+    "circuits": circuits.table,
     "maximization": lambda _: (maximization.table(), None),
     "resuming": lambda _: (resuming.table(), None),
 }

@@ -15,10 +15,24 @@ PEERS = {
     "nnsight": "nnsight==0.8.1",
     "pyvene": "pyvene==0.1.8",
     "captum": "captum==0.9.0",
+    "auto_circuit": "auto-circuit==1.0.1",
 }
 """Peers to their pinned requirement."""
 
-OWN = ("raw", "microtome")
+BY_HAND = {
+    "auto_circuit": (
+        "accelerate", "attrs", "beartype==0.14.1", "better-abc", "blobfile", "chex", "datasets",
+        "dm-haiku", "einops", "fancy-einsum", "jax", "jaxtyping", "networkx", "numpy",
+        "ordered-set", "pandas", "plotly", "rich", "sentencepiece",
+        "transformers-stream-generator", "typeguard", "vscode-tqdm", "wandb", "word2word",
+    )
+}  # fmt: skip
+"""What peers need whose own pins fit nothing else; those are installed without dependencies."""
+
+BESIDE = {"auto_circuit": ("transformer-lens==2.18.0", "tracr-pypi==1.0.0")}
+"""What else is installed without dependencies."""
+
+OWN = ("raw", "microtome", "edges")
 """What runs with the interpreter that runs the benchmarks."""
 
 
@@ -55,7 +69,7 @@ def environment(name: str, folder: Path = FOLDER) -> Environment:
         if found["wanted"] == wanted:
             return Environment(name, _python(place), found["note"])
     print(f"setting up {name} in {place.relative_to(ROOT)}", file=sys.stderr, flush=True)
-    note, worked = _install(place, PEERS[name])
+    note, worked = _by_hand(place, name) if name in BY_HAND else _install(place, PEERS[name])
     if not worked:
         return Environment(name, None, note)
     stamp.write_text(json.dumps({"wanted": wanted, "note": note}), encoding="utf-8")
@@ -78,6 +92,20 @@ def _install(place: Path, requirement: str) -> tuple[str, bool]:
         if not reason:
             return note, True
     return reason, False
+
+
+def _by_hand(place: Path, name: str) -> tuple[str, bool]:
+    """Install what a peer needs, then the peer itself without its own pins."""
+    if not _python(place).is_file() and (reason := _call([sys.executable, "-m", "venv", place])):
+        return reason, False
+    for arguments in (
+        (pinned("torch"),),
+        (pinned("torch"), pinned("transformers"), *BY_HAND[name]),
+        ("--no-deps", PEERS[name], *BESIDE[name]),
+    ):
+        if reason := _pip(place, *arguments):
+            return reason, False
+    return "installed without its own pins, which fit no current torch", True
 
 
 def _pip(place: Path, *arguments: str) -> str:

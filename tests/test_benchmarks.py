@@ -105,3 +105,29 @@ def test_the_table_of_a_small_shape() -> None:
     for cell in data["cells"]:
         assert cell["difference"] < 1e-5 and cell["wall_s"] > 0 and cell["peak_mb"] > 50
     assert "microtome fast" in text and "to naive" in text and "certified to" in text
+
+
+def test_the_table_of_edges_counts_and_says_what_failed() -> None:
+    from benchmarks import circuits
+
+    from microtome.circuits import ComponentGraph
+    from microtome.tracing.opening import load
+
+    model = load(common.build(SHAPE))
+    assert circuits._count(2, 4) == ComponentGraph.of(model).n_edges == 110
+    assert circuits._count(12, 12) == 32_491
+    rows = circuits.rows()
+    for seconds, row in zip((2.0, 3.0, 8.0, 9.0), rows[:4], strict=True):
+        row.reports.append({"wall_s": [seconds], "cpu_s": [2 * seconds], "peak_mb": 700.0})
+    rows[4].failure = "not installed: no wheel"
+    text = circuits._text(rows, SHAPE, float("nan"))
+    assert "1.50" in text and "1.12" in text and "failed: not installed: no wheel" in text
+
+
+def test_workers_of_edges_score_the_same_pairs() -> None:
+    from benchmarks.peers import edges
+
+    ways = edges.ways(replace(SHAPE, prompts=3, variant="eap"), common.build(SHAPE))
+    assert ways["eap"]().shape == (11, 27)
+    raw_ways = edges.ways(replace(SHAPE, prompts=3, variant="raw eap"), common.build(SHAPE))
+    assert raw_ways["raw eap"]() is None

@@ -5,6 +5,11 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "FinderBenchmark": "microtome.circuits.truth.benchmarking:FinderBenchmark",
+    "GroundTruth": "microtome.circuits.truth.known_edges:GroundTruth",
+    "benchmark": "microtome.circuits.truth.benchmarking:benchmark",
+    "plant": "microtome.circuits.truth.planting:plant",
+    "truth": "microtome.circuits.truth",
     "Hypothesis": "microtome.circuits.hypothesis:Hypothesis",
     "Interchange": "microtome.circuits.interchange:Interchange",
     "Scrubbing": "microtome.circuits.scrubbing:Scrubbing",

@@ -47,7 +47,9 @@ def port_gradients(
     apart = [
         at(f"blocks.{stage.layer}.mlp.in").apply(_apart)
         for stage in reading.stages
-        if stage.mlp_target is not None and stage.mlp_stream == stage.stream
+        if stage.mlp_target is not None
+        # without a norm between them, what the MLP reads is the very tensor that goes on
+        and (not stage.mlp_norm or stage.mlp_stream == stage.stream)
     ]
     return reading.model.gradients(
         lambda logits, lengths: chosen(logits, lengths, chunk),

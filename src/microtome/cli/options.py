@@ -39,8 +39,7 @@ def open_model(name: str, device: str | None, dtype: str | None, threads: int | 
     from microtome.errors import ConfigError
     from microtome.tracing.opening import load
 
-    # contended threads are many times slower than fewer that are free
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) // 2))
+    use_threads(threads)
     if device is not None:
         try:
             torch.empty(0, device=device)
@@ -49,6 +48,14 @@ def open_model(name: str, device: str | None, dtype: str | None, threads: int | 
                 f"--device {device} cannot be used: {str(error).splitlines()[0]}"
             ) from None
     return load(name, device=device, dtype=dtype)
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the threads of torch; by default half of the processors."""
+    import torch
+
+    # contended threads are many times slower than fewer that are free
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) // 2))
 
 
 def open_behavior(name: str, n: int, seed: int) -> Behavior:
