@@ -40,7 +40,8 @@ def find(
         str,
         typer.Option(
             help="eap, eap-ig, clean-corrupted, eap-ig-activations, mask-ig, information-flow, "
-            "exact-edges; of heads and MLPs attribution, exact."
+            "exact-edges, acdc, edge-pruning, ugs, rank-ensemble, relp (patented); of heads and "
+            "MLPs attribution, exact, contextual-decomposition."
         ),
     ] = "eap-ig",
     edges: Annotated[

@@ -207,4 +207,5 @@ class _Search:
     def _measured(self, cuts: list[np.ndarray]) -> np.ndarray:
         """Return the mean metric of each circuit."""
         self.circuits += len(cuts)
-        return self.ablator.run_cuts(cuts, [self.metric])[self.metric.name].mean(1)
+        found = self.ablator.run_cuts(cuts, [self.metric])[self.metric.name]
+        return np.asarray(found.mean(1))

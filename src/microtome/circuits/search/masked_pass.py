@@ -105,7 +105,8 @@ class MaskedPass:
         shares = self._missing[:, :seen, targets].to(table.dtype)
         removed = torch.einsum("bst,bspd->tbpd", shares, table)
         stream = self._laid_out(self._streams[site]) - removed
-        return norm(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
+        normed: torch.Tensor = norm(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
+        return normed
 
     def _projected(self, stage: Stage, path: str) -> Change:
         norm = self._reading.norm(stage.attn_norm)

@@ -50,9 +50,7 @@ START = 2.0
 PRESSURE = 0.5
 """Learning rate of the Lagrange multipliers."""
 
-MEANING = (
-    "Probability that the edge is kept by a learned mask of about {edges} edges, trained for {goal}."
-)
+MEANING = "Probability that a learned mask keeps the edge: about {edges} edges, trained for {goal}."
 
 
 def edge_pruning(
@@ -211,7 +209,7 @@ class _Training:
             learner.zero_grad()
             multipliers.zero_grad()
             # only masks and multipliers are leaves: the weights are frozen in the pass
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             learner.step()
             multipliers.step()
             progress.step(step + 1, options.steps, options.name)
