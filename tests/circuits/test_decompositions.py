@@ -128,7 +128,9 @@ class Carried(Slow):
             bias = self.w[f"{norm}.bias"] if self.gpt2 else torch.zeros_like(first[0])
             rest = second - bias
             f = lambda x, layer=layer: self._neurons(layer, x)  # noqa: E731
-            a = (f(bias + first) - f(bias + 0 * first) + f(bias + first + rest) - f(bias + rest)) / 2
+            a = (
+                f(bias + first) - f(bias + 0 * first) + f(bias + first + rest) - f(bias + rest)
+            ) / 2
             b = (f(bias + rest) - f(bias + 0 * rest) + f(bias + first + rest) - f(bias + first)) / 2
             b = b + f(bias + 0 * first)
             if f"m{layer}" == node:

@@ -19,7 +19,7 @@ from microtome.circuits.references import References
 from microtome.circuits.search.gates import HardConcrete, UniformSampling
 from microtome.circuits.search.masked_pass import MaskedPass
 from microtome.circuits.search.objectives import objective
-from microtome.circuits.truth import Realism, plant, separation
+from microtome.circuits.truth import plant, separation
 from microtome.circuits.truth.planting import Planted
 from microtome.circuits.writing import write_sites
 from microtome.core.seeds import torch_generator
@@ -82,24 +82,23 @@ def test_what_speaks_against_the_behavior_counts_the_same() -> None:
     assert one.mean.min() >= 0
 
 
-def test_one_arm_of_two_that_replace_each_other_is_lost() -> None:
-    planted = plant("previous-token", realism=Realism(copies="either"), n=40)
+def test_one_arm_of_an_or_gate_is_lost_and_the_other_order_loses_the_other() -> None:
+    planted = plant("or", n=120)
     examples = planted.behavior.prepare(planted.model)
-    arms = [planted.arm(number).kept for number in (0, 1)]
-    alone = arms[0] - arms[1], arms[1] - arms[0]
-    lost = set()
+    bits = [planted.model.tokens(e.clean)[2:4] for e in examples]
+    both = examples.take([i for i, two in enumerate(bits) if all("1" in bit for bit in two)])
+    assert len(both) >= 10
+    kept = {}
     for order in ("latest", "earliest"):
-        scores = find(planted.model, examples, method="acdc", order=order)
-        best = [
-            max(s for e, s in zip(scores.universe, scores.mean, strict=True)
-                if e.split("->")[0] in arm)
-            for arm in alone
-        ]  # fmt: skip
-        weak = int(np.argmin(best))
-        assert best[weak] < 0.05 * best[1 - weak]
+        scores = find(planted.model, both, method="acdc", order=order)
         assert f"{order} source first" in scores.method
-        lost.add(weak)
-    assert lost == {0, 1}
+        dead = 1e-3 * scores.mean.max()
+        alive = {e for e, s in zip(scores.universe, scores.mean, strict=True) if s > dead}
+        kept[order] = alive & set(planted.truth.functional("resample"))
+    arms = [{e for e in kept[order] if "->m" in e} for order in kept]
+    assert all(len(arm) == 1 for arm in arms) and arms[0] != arms[1]
+    # both orders together have the whole gate
+    assert kept["latest"] | kept["earliest"] == set(planted.truth.functional("resample"))
 
 
 @pytest.mark.parametrize("name", ["and", "or", "xor", "induction"])
@@ -193,7 +192,7 @@ def test_masks_find_the_planted_circuit_at_the_size_asked_for(
 ) -> None:
     examples = induction.behavior.prepare(induction.model)
     truth = induction.truth.functional("resample")
-    options = {"method": method, "edges": len(truth), "steps": 150}
+    options = {"method": method, "edges": len(truth), "steps": 100}
     scores = find(induction.model, examples, **options)
     assert isinstance(scores, EdgeScores)
     assert set(scores.select(edges=len(truth)).parts) == set(truth)
@@ -201,19 +200,19 @@ def test_masks_find_the_planted_circuit_at_the_size_asked_for(
     assert ((scores.mean > 0) & (scores.mean < 1)).all()
     again = find(induction.model, examples, **options)
     np.testing.assert_array_equal(again.mean, scores.mean)
-    other = find(induction.model, examples, **{**options, "steps": 20}, seed=1)
-    assert not np.array_equal(other.mean, scores.mean)
+    few = [find(induction.model, examples, **{**options, "steps": 5}, seed=s) for s in (0, 1)]
+    assert not np.array_equal(few[0].mean, few[1].mean)
 
 
 @pytest.mark.parametrize("method", LEARNED)
 def test_masks_are_trained_under_the_ablation_asked_for(method: str) -> None:
-    planted = plant("fraction-of-previous", n=40)
+    planted = plant("previous-token", n=40)
     examples = planted.behavior.prepare(planted.model)
     for ablation in ("resample", "zero"):
         truth = planted.truth.functional(ablation)
         scores = find(
             planted.model, examples, method=method, edges=len(truth), ablation=ablation,
-            metric="logit_difference",
+            metric="logit_difference", steps=100,
         )  # fmt: skip
         assert scores.ablation == ablation
         assert separation(scores.universe, scores.mean, truth).auc > 0.97

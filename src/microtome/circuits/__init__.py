@@ -5,6 +5,8 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "Stable": "microtome.circuits.search.ensembles:Stable",
+    "stable_edges": "microtome.circuits.search.ensembles:stable_edges",
     "FinderBenchmark": "microtome.circuits.truth.benchmarking:FinderBenchmark",
     "GroundTruth": "microtome.circuits.truth.known_edges:GroundTruth",
     "benchmark": "microtome.circuits.truth.benchmarking:benchmark",
