@@ -20,6 +20,11 @@ from microtome.circuits.edge_attribution import (
 from microtome.circuits.exact_edges import exact_edges
 from microtome.circuits.information_flow import information_flow
 from microtome.circuits.mask_gradients import mask_gradients
+from microtome.circuits.search.acdc import acdc
+from microtome.circuits.search.contextual import contextual_decomposition
+from microtome.circuits.search.ensembles import rank_ensemble
+from microtome.circuits.search.masks import edge_pruning, uniform_gradients
+from microtome.circuits.search.relevance import relevance_propagation
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, UnknownNameError, nearest
 
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     from microtome.circuits.results import Level
     from microtome.tracing.model import Model
 
-Method = Literal["attribution", "exact"]
+Method = Literal["attribution", "exact", "contextual-decomposition"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 EdgeMethod = Literal[
@@ -41,6 +46,11 @@ EdgeMethod = Literal[
     "mask-ig",
     "information-flow",
     "exact-edges",
+    "acdc",
+    "edge-pruning",
+    "ugs",
+    "rank-ensemble",
+    "relp",
 ]
 
 MEANING = {
@@ -61,12 +71,18 @@ class Finder:
         level: Whether it scores nodes or edges.
         run: ``(model, examples, **options)`` to scores.
         needs: What it computes, in a few words.
+        per_example: Whether every example is scored on its own, so that scores of several are
+            their means; otherwise the examples are scored as a whole.
+        unasked: Whether a comparison of all methods runs it without being asked to: not where it
+            takes many passes, is trained for many steps, or its use is restricted.
     """
 
     name: str
     level: Level
     run: Callable[..., ComponentScores | EdgeScores]
     needs: str
+    per_example: bool = True
+    unasked: bool = True
 
 
 @overload
@@ -93,11 +109,12 @@ def find(
     Args:
         model: A transformer.
         examples: Where to look: the train split; a behavior is prepared and its train split taken.
-        method: A name of ``FINDERS``: ``attribution`` or ``exact`` for nodes; ``eap``, ``eap-ig``,
-            ``clean-corrupted``, ``eap-ig-activations``, ``mask-ig``, ``information-flow`` or
-            ``exact-edges`` for edges.
-        options: Of the method: ``metric``, ``ablation``, and where it has them ``reference`` and
-            ``steps``.
+        method: A name of ``FINDERS``: ``attribution``, ``exact`` or ``contextual-decomposition``
+            for nodes; ``eap``, ``eap-ig``, ``clean-corrupted``, ``eap-ig-activations``,
+            ``mask-ig``, ``information-flow``, ``exact-edges``, ``acdc``, ``edge-pruning``, ``ugs``,
+            ``rank-ensemble`` or (patented, it writes a notice) ``relp`` for edges.
+        options: Of the method: ``metric``, ``ablation``, and where it has them ``reference``,
+            ``steps``, ``seed`` and others.
 
     Returns:
         :class:`microtome.attribution.ComponentScores` of nodes, or
@@ -164,6 +181,31 @@ FINDERS: dict[str, Finder] = {
         Finder("mask-ig", "edge", mask_gradients, "gradients of the edges' masks"),
         Finder("information-flow", "edge", information_flow, "one pass of the clean prompts"),
         Finder("exact-edges", "edge", exact_edges, "each edge ablated alone"),
+        Finder(
+            "contextual-decomposition",
+            "node",
+            contextual_decomposition,
+            "each node's relevance followed forward",
+        ),
+        Finder("acdc", "edge", acdc, "edges removed greedily", per_example=False, unasked=False),
+        Finder(
+            "edge-pruning",
+            "edge",
+            edge_pruning,
+            "a trained hard-concrete mask",
+            per_example=False,
+            unasked=False,
+        ),
+        Finder(
+            "ugs",
+            "edge",
+            uniform_gradients,
+            "a mask trained by uniform gradient sampling",
+            per_example=False,
+            unasked=False,
+        ),
+        Finder("rank-ensemble", "edge", rank_ensemble, "mean ranks", per_example=False),
+        Finder("relp", "edge", relevance_propagation, "relevance rules (patented)", unasked=False),
     )
 }
 """The methods by name."""

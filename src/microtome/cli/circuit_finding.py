@@ -40,7 +40,8 @@ def find(
         str,
         typer.Option(
             help="eap, eap-ig, clean-corrupted, eap-ig-activations, mask-ig, information-flow, "
-            "exact-edges; of heads and MLPs attribution, exact."
+            "exact-edges, acdc, edge-pruning, ugs, rank-ensemble, relp (patented); of heads and "
+            "MLPs attribution, exact, contextual-decomposition."
         ),
     ] = "eap-ig",
     edges: Annotated[
@@ -73,6 +74,7 @@ def find(
     """
     from microtome.circuits import find as find_scores
     from microtome.circuits.references import check_ablation
+    from microtome.cli.bars import Bars
     from microtome.cli.dissection import check_folder
 
     check_ablation(ablation)
@@ -81,8 +83,10 @@ def find(
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)
     examples = task.prepare(opened).split(_split(split))
-    options = {} if method == "information-flow" else {"ablation": ablation, "metric": metric}
-    scores = find_scores(opened, examples, method=method, **options)
+    with Bars() as bars:
+        given = {"ablation": ablation, "metric": metric, "seed": seed, "progress": bars}
+        options = _taken(method, {**given, "edges": edges})
+        scores = find_scores(opened, examples, method=method, **options)
     circuit = _chosen(opened, scores, edges, connected=connected, signed=signed)
     saved = _saved(out, scores, circuit)
     _show(scores, circuit, len(examples), saved, top, as_json=as_json)
@@ -142,6 +146,18 @@ def evaluate(
         f"{len(chosen)} of {len(chosen.universe)} {chosen.level}s under {ablation} ablation, "
         f"{split} split, n = {len(examples)}." + (f" Saved: {saved}" if saved else "")
     )
+
+
+def _taken(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of some options that a finder takes; all of another one's, which is refused."""
+    import inspect
+
+    from microtome.circuits.finding import FINDERS
+
+    if method not in FINDERS:
+        return options
+    taken = inspect.signature(FINDERS[method].run).parameters
+    return {name: value for name, value in options.items() if name in taken}
 
 
 def _split(name: str) -> Any:

@@ -42,7 +42,9 @@ def dissect(
     ablation: Annotated[
         str, typer.Option(help="What ablated parts give: resample, mean or zero.")
     ] = "resample",
-    method: Annotated[str, typer.Option(help="The finder: attribution or exact.")] = "attribution",
+    method: Annotated[
+        str, typer.Option(help="The finder: attribution, exact or contextual-decomposition.")
+    ] = "attribution",
     faithfulness: Annotated[
         float, typer.Option(help="Faithfulness the circuit has to reach on validation.")
     ] = 0.9,

@@ -105,14 +105,9 @@ def prove(
     """
     train, validation, test = splits
     evaluation = evaluate(
-        model,
-        test,
-        circuit,
-        ablation=config.ablation,
-        metric=metric,
-        reference=train,
+        model, test, circuit, ablation=config.ablation, metric=metric, reference=train,
         seed=config.seed,
-    )
+    )  # fmt: skip
     open_still = can_reach_a_grade(evaluation, circuit)
     nulls, wrong = None, None
     if open_still or thorough:
@@ -127,14 +122,9 @@ def prove(
             progress=progress,
             enough=None if thorough else reached,
         )
+        finder = search_by_name(config.method, metric, config.ablation)
         wrong = inverted_accuracy(
-            model,
-            train,
-            test,
-            circuit,
-            search_by_name(config.method, metric, config.ablation),
-            ablation=config.ablation,
-            seed=config.seed,
+            model, train, test, circuit, finder, ablation=config.ablation, seed=config.seed
         )
     proof = Proof(
         evaluation=evaluation,

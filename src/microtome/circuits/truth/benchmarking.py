@@ -168,7 +168,8 @@ def benchmark(
 
     Args:
         programs: Names of programs; all by default.
-        methods: Names of finders; all by default. Random scores are always added.
+        methods: Names of finders; by default all but those that are trained or restricted. Random
+            scores are always added.
         redundant: Also plant some of the programs in several copies.
         n: Clean/corrupt pairs that the finders see; the truth is computed from other pairs.
         draws: Random draws.
@@ -182,7 +183,7 @@ def benchmark(
     if draws < 1 or not seeds:
         raise ConfigError(f"draws={draws}, seeds={tuple(seeds)}; expected at least one of each.")
     chosen = [program(name).name for name in (programs or PROGRAMS)]
-    finders = list(methods or FINDERS)
+    finders = list(methods or (name for name, finder in FINDERS.items() if finder.unasked))
     for method in finders:
         if method not in FINDERS:
             raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
