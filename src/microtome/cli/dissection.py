@@ -42,9 +42,7 @@ def dissect(
     ablation: Annotated[
         str, typer.Option(help="What ablated parts give: resample, mean or zero.")
     ] = "resample",
-    method: Annotated[
-        str, typer.Option(help="The finder: attribution, exact or contextual-decomposition.")
-    ] = "attribution",
+    method: Annotated[str, typer.Option(help="A finder of heads and MLPs.")] = "attribution",
     faithfulness: Annotated[
         float, typer.Option(help="Faithfulness the circuit has to reach on validation.")
     ] = 0.9,
