@@ -48,6 +48,24 @@ def test_circuits_equal_the_model_written_out(family: str, ablation: str) -> Non
     assert np.ptp(found[:, 0]) > 0.1
 
 
+def test_what_nothing_reaches_reads_nothing_and_not_what_rounding_leaves() -> None:
+    module = tiny_llama(layers=3)
+    model, slow, examples = load(module), Slow(module), pairs((7, 7))
+    ablator = EdgeAblator(model, examples, ablation="zero")
+    everything = frozenset(ablator.universe)
+    circuits = drawn(ablator.universe, (0.0, 0.05, 0.1, 0.12, 0.15, 0.2, 0.3))
+    found = ablator.run(circuits)["logit_difference"]
+    prompts = {"clean": examples.clean, "corrupt": examples.corrupt}
+    for row, example in enumerate(examples):
+        ablated = ablated_writes(slow, prompts, row, "zero")
+        for number, circuit in enumerate(circuits):
+            end = slow.logits(example.clean, ablated, everything - circuit)
+            wanted = float(end[example.answers[0][0]] - end[example.wrongs[0][0]])
+            assert found[number, row] == pytest.approx(wanted, abs=1e-4), (number, row)
+    assert (found[0] == 0.0).all()
+    assert np.abs(found[-1]).min() > 0.1
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "granite", "gemma", "modernbert"])
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
 def test_dropping_all_edges_of_nodes_is_ablating_the_nodes(family: str, ablation: str) -> None:
