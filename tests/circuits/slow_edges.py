@@ -25,11 +25,11 @@ def tiny_gpt2() -> GPT2LMHeadModel:
     return _shaken(GPT2LMHeadModel(config).eval())
 
 
-def tiny_llama() -> LlamaForCausalLM:
-    """Two layers of four query heads over two key/value heads."""
+def tiny_llama(layers: int = 2) -> LlamaForCausalLM:
+    """Layers of four query heads over two key/value heads, without biases."""
     torch.manual_seed(4)
     config = LlamaConfig(
-        vocab_size=61, hidden_size=24, intermediate_size=36, num_hidden_layers=2,
+        vocab_size=61, hidden_size=24, intermediate_size=36, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
         initializer_range=0.4, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip

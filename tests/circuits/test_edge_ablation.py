@@ -11,7 +11,8 @@ from tests.sweeps.test_sweeps import pairs
 from microtome.behaviors import Examples
 from microtome.behaviors.evaluate import evaluate
 from microtome.behaviors.metrics import KLToUnchanged
-from microtome.circuits import Ablator, EdgeAblator
+from microtome.circuits import Ablator, EdgeAblator, EdgeScores
+from microtome.circuits.finding import Method, find
 from microtome.circuits.graph import EMBED, split_edge
 from microtome.errors import ConfigError, ModelSupportError, UnknownNameError
 from microtome.models.families import build
@@ -46,6 +47,24 @@ def test_circuits_equal_the_model_written_out(family: str, ablation: str) -> Non
             wanted = float(end[example.answers[0][0]] - end[example.wrongs[0][0]])
             assert found[number, row] == pytest.approx(wanted, abs=2e-4), (number, row)
     assert np.ptp(found[:, 0]) > 0.1
+
+
+def test_what_nothing_reaches_reads_nothing_and_not_what_rounding_leaves() -> None:
+    module = tiny_llama(layers=3)
+    model, slow, examples = load(module), Slow(module), pairs((7, 7))
+    ablator = EdgeAblator(model, examples, ablation="zero")
+    everything = frozenset(ablator.universe)
+    circuits = drawn(ablator.universe, (0.0, *[0.1] * 12, *[0.15] * 12, 0.3))
+    found = ablator.run(circuits)["logit_difference"]
+    prompts = {"clean": examples.clean, "corrupt": examples.corrupt}
+    for row, example in enumerate(examples):
+        ablated = ablated_writes(slow, prompts, row, "zero")
+        for number, circuit in enumerate(circuits):
+            end = slow.logits(example.clean, ablated, everything - circuit)
+            wanted = float(end[example.answers[0][0]] - end[example.wrongs[0][0]])
+            assert found[number, row] == pytest.approx(wanted, abs=1e-4), (number, row)
+    assert (found[0] == 0.0).all()
+    assert np.ptp(found) > 1
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "granite", "gemma", "modernbert"])
@@ -138,9 +157,24 @@ def test_what_is_refused() -> None:
         EdgeAblator(model, examples, ablation="noise")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="No edge 'm0->a0.h0<q>'"):
         EdgeAblator(model, examples).run([frozenset({"m0->a0.h0<q>"})])
-    with pytest.raises(ModelSupportError, match="a component graph needs that"):
+    with pytest.raises(ModelSupportError, match="needs that; use circuits of nodes"):
         EdgeAblator(load(build("olmo2")), examples)
+    with pytest.raises(ModelSupportError, match="cannot be cut; use circuits of nodes"):
+        EdgeAblator(load(build("gptj")), examples)
     with pytest.raises(ModelSupportError, match="no attention"):
         EdgeAblator(load(build("lfm2")), examples)
     with pytest.raises(ModelSupportError, match="does not add up"):
         EdgeAblator(load(build("granitemoeshared")), examples)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["eap", "eap-ig", "clean-corrupted", "eap-ig-activations", "mask-ig", "information-flow"],
+)
+def test_every_finder_scores_a_model_in_bfloat16(method: Method) -> None:
+    examples = pairs((6, 7))
+    rough = find(load(build("llama").to(torch.bfloat16)), examples, method=method)
+    exact = find(load(build("llama")), examples, method=method)
+    assert isinstance(rough, EdgeScores)
+    assert isinstance(exact, EdgeScores)
+    assert np.corrcoef(rough.mean, exact.mean)[0, 1] > 0.95

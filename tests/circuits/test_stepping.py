@@ -328,6 +328,15 @@ def test_wrong_requests_are_named(
         step(model_of("gpt2"), TOKENS, start, **options)  # type: ignore[arg-type]
 
 
+def test_scores_of_a_bfloat16_model_are_split_and_not_taken_for_capped() -> None:
+    values = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(build("llama").to(dtype))
+        values.append(step(model, TOKENS, "a1.h1<q>", other=2).roots[0].value)
+    assert values[1] == pytest.approx(values[0], rel=0.1, abs=0.05)
+    assert abs(values[0]) > 0.1
+
+
 def test_models_whose_writes_do_not_add_up_are_refused() -> None:
     with pytest.raises(ModelSupportError, match="not added to the stream"):
         step(model_of("gemma2"), TOKENS)

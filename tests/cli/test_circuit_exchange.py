@@ -45,6 +45,13 @@ def test_convert_goes_there_and_back(to: str, tmp_path: Path) -> None:
     assert read_circuit(back).circuit.parts == UNIVERSE[:7]
 
 
+@pytest.mark.parametrize(("name", "to"), [("o.graphml", "graphml"), ("o.gv", "dot")])
+def test_convert_goes_by_the_ending(name: str, to: str, tmp_path: Path) -> None:
+    out = tmp_path / name
+    assert f"({to})" in run("convert", stored(tmp_path, "c", 7), out)
+    assert read_circuit(out).circuit.parts == UNIVERSE[:7]
+
+
 def test_convert_takes_scores_from_another_file(tmp_path: Path) -> None:
     bare = Circuit(UNIVERSE[:2], UNIVERSE, "x", level="edge").save(tmp_path / "bare.json")
     scores = stored(tmp_path, "scores", 5)

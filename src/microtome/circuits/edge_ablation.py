@@ -116,7 +116,8 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
         if not bool(excluded.any()):
             return []
         table = self._written_before(group, start)
-        run = EdgePass(self._reading, excluded, table, group.instead, start)
+        zero = self.ablation == "zero"
+        run = EdgePass(self._reading, excluded, table, group.instead, start, zero=zero)
         return run.interventions()
 
     def _written_before(self, group: Group, start: int) -> torch.Tensor:
@@ -160,7 +161,11 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
             return COPIES
         pairs = self.graph.pairs[cut]
         first = self._blocks[pairs[:, 1]].min()
-        late = len(np.unique(pairs[pairs[:, 0] >= self._written(int(first)), 0]))
+        written = self._written(int(first))
+        late = len(np.unique(pairs[pairs[:, 0] >= written, 0]))
+        if self.ablation == "zero" and not pairs[:, 0].all():
+            # without the embedding a target may be starved, and all that it keeps is added up
+            late = len(self.graph.sources) - written
         targets = np.unique(pairs[:, 1])
         return COPIES + late + int(np.bincount(self._blocks[targets]).max())
 

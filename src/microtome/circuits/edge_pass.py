@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from microtome.circuits.reading import Norm, Ports, Reading, Stage
+from microtome.circuits.starvation import biases, starved
 from microtome.circuits.writing import head_writes
 from microtome.models import hf
 from microtome.tracing.sites import at
@@ -50,6 +51,7 @@ class EdgePass:
             ``[source, b, p, d]``.
         instead: What ablated parts give, by site; missing ones give nothing.
         start: First block of the pass.
+        zero: Whether excluded edges carry nothing.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class EdgePass:
         before: torch.Tensor,
         instead: Mapping[str, torch.Tensor],
         start: int,
+        *,
+        zero: bool = False,
     ) -> None:
         self._reading = reading
         self._excluded = excluded.to(before.device)
@@ -67,6 +71,12 @@ class EdgePass:
         self._start = start
         self._circuits, self._batch = len(excluded), before.shape[1]
         used = excluded.any(2).any(0)
+        self._starved: torch.Tensor | None = None
+        if zero:
+            bare = starved(reading, excluded)
+            # what reaches a starved target is added up, so it has to be known
+            used |= (bare[:, None, :] & ~excluded.cpu()).any(2).any(0).to(used.device)
+            self._starved, self._biases = bare.to(before.device), biases(reading)
         early = len(before)
         self._early = torch.nonzero(used[:early]).flatten().tolist()
         self._late = [s for s in torch.nonzero(used).flatten().tolist() if s >= early]
@@ -226,5 +236,29 @@ class EdgePass:
             removed = torch.bmm(weights, self._written[:, : len(late)].flatten(2))
             values = values - removed[circuits, numbers]
         values = values.unflatten(1, stream.shape[1:])
+        if self._starved is not None:
+            bare = self._starved[circuits, targets.start + numbers]
+            if bool(bare.any()):
+                values[bare] = self._added(site, missing, late, circuits[bare], numbers[bare])
         normed = norm(values.flatten(0, 1)).unflatten(0, values.shape[:2])
         return Reads(circuits, numbers, normed)
+
+    def _added(
+        self,
+        site: str,
+        missing: torch.Tensor,
+        late: list[int],
+        circuits: torch.Tensor,
+        numbers: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the stream of starved targets: biases, and what the sources they keep write.
+
+        Those all lie in the pass: before it starts, nothing is excluded and so nothing starved.
+        """
+        constant = self._biases[site].to(self._written.dtype)
+        added = constant.expand(len(circuits), *self._written.shape[2:])
+        if not late:
+            return added
+        keeps = (~missing[:, late]).transpose(1, 2)[circuits, numbers].to(added.dtype)
+        written = self._written[circuits, : len(late)]
+        return added + torch.einsum("ns,nsbpd->nbpd", keeps, written)

@@ -61,7 +61,7 @@ class ComponentGraph:
         sources, targets, groups = [EMBED], [], []
         written, read = [-1], []
         for layer, block in enumerate(anatomy.blocks):
-            require_sums(block, "a component graph")
+            require_sums(block, "a component graph", instead="use circuits of nodes")
             when = 2 * layer
             heads, kv_heads = 0, 0
             if block.attention is not None:

@@ -89,6 +89,7 @@ def importance(written: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
         written: What sources write ``[batch, source, pos, d_model]``.
         stream: The stream ``[batch, pos, d_model]``.
     """
+    written, stream = written.float(), stream.float()
     whole = stream.abs().sum(-1).unsqueeze(1)
     rest = torch.stack([(w - stream).abs().sum(-1) for w in written.unbind(1)], 1)
     near = (whole - rest).clamp(min=0.0)

@@ -121,7 +121,7 @@ def on_edges(reading: Reading, products: torch.Tensor) -> np.ndarray:
 
 def moved(table: torch.Tensor) -> np.ndarray:
     """Return whether anything of a source differs in a table ``[b, s, p, d]``: ``[s]``."""
-    return np.asarray(table.flatten(2).abs().amax((0, 2)).cpu().numpy() > 0)
+    return np.asarray((table.flatten(2).abs().amax((0, 2)) > 0).cpu().numpy())
 
 
 def batch_size(reading: Reading, examples: Examples) -> int:

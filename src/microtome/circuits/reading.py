@@ -208,5 +208,6 @@ def _require_writable(model: Model, layer: int, name: str) -> None:
     info = model.catalog.info(name, layer)
     if not info.writable:
         raise ModelSupportError(
-            f"{info.name} cannot be written ({info.reason}), so edges into it cannot be cut."
+            f"{info.name} cannot be written ({info.reason}), so edges into it cannot be cut; "
+            "use circuits of nodes."
         )

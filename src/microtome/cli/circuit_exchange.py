@@ -26,8 +26,11 @@ def convert(
     source: CircuitFile,
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     to: Annotated[
-        str, typer.Option(help="mib, circuit-tracer, graphml, dot or microtome.")
-    ] = "microtome",
+        str | None,
+        typer.Option(
+            help="mib, circuit-tracer, graphml, dot or microtome; by default by the file's ending."
+        ),
+    ] = None,
     scores: ScoresFile = None,
     d_model: Annotated[
         int | None, typer.Option(help="Width of the model, for mib; or give --model.", min=1)
@@ -41,8 +44,9 @@ def convert(
 
     Example: microtome circuit convert circuit.json mib.json --to mib --d-model 768
     """
-    from microtome.circuits.exchange.reading import write_circuit
+    from microtome.circuits.exchange.reading import ENDINGS, write_circuit
 
+    to = to or ENDINGS.get(out.suffix.lower(), "microtome")
     found = _read(source, scores, model)
     if to == "mib" and d_model is None and model is not None:
         d_model = _width(model)

@@ -235,8 +235,13 @@ def require_anatomy(anatomy: Anatomy | None, what: str) -> Anatomy:
     return anatomy
 
 
-def require_sums(block: BlockAnatomy, method: str) -> None:
+def require_sums(block: BlockAnatomy, method: str, *, instead: str = "") -> None:
     """Refuse a block whose parts do not write to one stream as they are.
+
+    Args:
+        block: The block.
+        method: What needs that.
+        instead: What to use instead.
 
     Raises:
         ModelSupportError: If they do not.
@@ -244,6 +249,6 @@ def require_sums(block: BlockAnatomy, method: str) -> None:
     adds_up = block.attention is None or block.attention.heads_add_up
     if block.placement not in ("sequential", "parallel") or not adds_up:
         raise ModelSupportError(
-            f"{block.path}: what heads write is not added to the stream as it is, and {method} "
-            "needs that."
+            f"{block.path}: what its parts write is not added to the stream as it is (a norm "
+            f"behind them, or no attention), and {method} needs that{instead and '; ' + instead}."
         )

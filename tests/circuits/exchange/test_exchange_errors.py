@@ -69,6 +69,7 @@ def mib(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (lambda d: d["cfg"].update(n_layers=True), "whole number"),
         (lambda d: d["cfg"].update(n_layers=0), "at least one"),
         (lambda d: d["cfg"].update(n_layers=10**9), "more than 5000000 edges"),
+        (lambda d: d["cfg"].update(n_layers=10**400), "more than 5000000 edges"),
         (lambda d: d["cfg"].pop("parallel_attn_mlp"), "lacks 'parallel_attn_mlp'"),
         (lambda d: d["nodes"].update({"a9.h9": {"in_graph": True}}), "node 'a9.h9'"),
         (lambda d: d["nodes"].update({"a0.h0": {}}), "lacks 'in_graph'"),

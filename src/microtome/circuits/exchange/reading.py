@@ -25,6 +25,9 @@ from microtome.store.results import Result
 Format = Literal["mib", "circuit-tracer", "graphml", "dot", "microtome"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+ENDINGS: dict[str, Format] = {".graphml": "graphml", ".xml": "graphml", ".dot": "dot", ".gv": "dot"}
+"""Formats that a file's ending tells."""
+
 
 def format_of(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Format:
     """Return the format of a file, by its ending or, for JSON, by what it holds.
@@ -32,11 +35,9 @@ def format_of(path: str | Path, *, limit_bytes: int = LIMIT_BYTES) -> Format:
     Raises:
         FormatError: If it is none of the formats that are read.
     """
-    ending = Path(path).suffix.lower()
-    if ending in (".graphml", ".xml"):
-        return "graphml"
-    if ending in (".dot", ".gv"):
-        return "dot"
+    by_ending = ENDINGS.get(Path(path).suffix.lower())
+    if by_ending is not None:
+        return by_ending
     keys = set(read_json(path, limit_bytes=limit_bytes))
     if "format" in keys:
         return "microtome"

@@ -58,7 +58,7 @@ class Shape:
         """
         if layers < 1 or heads < 1:
             raise FormatError(f"{layers} layers of {heads} heads; expected at least one of each")
-        if layers * (heads + 1) * layers * (3 * heads + 1) / 2 > LIMIT_EDGES:
+        if layers * (heads + 1) * layers * (3 * heads + 1) > 2 * LIMIT_EDGES:
             raise FormatError(
                 f"{layers} layers of {heads} heads have more than {LIMIT_EDGES} edges; check the "
                 "file's cfg"

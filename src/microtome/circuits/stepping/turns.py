@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from microtome.errors import ModelSupportError
-from microtome.models.compare import relative_error
+from microtome.models.compare import relative_error, tolerance
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def find_turns(recorded: Recorded) -> dict[tuple[int, str], tuple[torch.Tensor, 
         if float((factor - 1).abs().max()) < 1e-3:
             factor = torch.ones_like(factor)
         error = relative_error(given * factor[..., None], arrived[port])
-        if error > AGREEMENT:
+        if error > max(AGREEMENT, tolerance(recorded.model.dtype)):
             raise ModelSupportError(
                 f"Block {port[0]}: what stands between the {port[1]} projection and the scores is "
                 f"not linear (relative error {error:.1e}), such as clipping. Scores cannot be "
@@ -135,7 +135,7 @@ def find_score_scale(recorded: Recorded, layer: int) -> float:
     square = float(change @ change)
     scale = float(change @ moved) / max(square, 1e-30)
     error = float((moved - scale * change).abs().max()) / max(float(moved.abs().max()), 1e-12)
-    if error > AGREEMENT:
+    if error > max(AGREEMENT, tolerance(recorded.model.dtype)):
         raise ModelSupportError(
             f"Block {layer}: scores are not proportional to query times key (relative error "
             f"{error:.1e}): a soft cap bends them. They cannot be split in this model."
