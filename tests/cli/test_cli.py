@@ -75,8 +75,8 @@ def test_show_verify_trace_lens_attribute_sweep(folder: Path, tmp_path: Path) ->
     assert "forward passes" in microtome("sweep", model, *pair, "--explain").stdout
     both = microtome("sweep", model, *pair, "--pairs", "a0.h1,a1.h0,m1", "--json")
     assert [(p["one"], p["other"]) for p in json.loads(both.stdout)["pairs"]]
-    more = microtome("sweep", model, *pair, "--certify", "9", "--json")
-    assert json.loads(more.stdout)["certificate"]["sample"] > 3
+    more = microtome("sweep", model, *pair, "--certify", "1", "--json")
+    assert json.loads(more.stdout)["certificate"]["sample"] == 1
     neurons = microtome(
         "attribute", model, "quote-closing", "--method", "neurons", "--top", "4", "--json"
     )
