@@ -14,8 +14,8 @@ from tests.small import code_model
 from tests.sweeps.test_sweeps import pairs
 
 from microtome.circuits import find
-from microtome.circuits.port_gradients import port_gradients
-from microtome.circuits.reading import Reading
+from microtome.circuits.edges.port_gradients import port_gradients
+from microtome.circuits.edges.reading import Reading
 from microtome.circuits.search import PATENT_NOTICE, stable_edges
 from microtome.circuits.search.contextual import shared
 from microtome.circuits.search.ensembles import Stable, mean_ranks

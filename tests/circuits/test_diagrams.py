@@ -270,7 +270,7 @@ def test_differences_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_scores_of_edges_are_taken_as_they_are() -> None:
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
 
     mean = np.arange(len(UNIVERSE), dtype=float)
     scores = EdgeScores(

@@ -129,7 +129,7 @@ def test_batches_of_circuits_lengths_and_restarts_change_nothing() -> None:
 def test_a_small_budget_makes_more_passes_with_the_same_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from microtome.circuits import edge_ablation
+    from microtome.circuits.edges import ablation as edge_ablation
 
     model, examples = load(build("gpt2")), pairs((6, 6))
     ablator = EdgeAblator(model, examples)

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from microtome.behaviors import Example, Examples
 from microtome.circuits import EdgeAblator, find
-from microtome.circuits.edge_scores import EdgeScores
+from microtome.circuits.edges.scores import EdgeScores
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
 

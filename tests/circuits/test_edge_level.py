@@ -17,7 +17,7 @@ from microtome.circuits import (
     second_opinion,
     takeovers,
 )
-from microtome.circuits.edge_attribution import edge_attribution
+from microtome.circuits.edges.attribution import edge_attribution
 from microtome.circuits.evaluation import universe_of
 from microtome.circuits.graph import ComponentGraph
 from microtome.circuits.levels import AGREEMENT, KL, distances, runner

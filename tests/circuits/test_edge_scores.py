@@ -15,12 +15,12 @@ from microtome.attribution import attribution_patching
 from microtome.behaviors import Examples, quote_closing
 from microtome.behaviors.evaluate import evaluate
 from microtome.circuits import Circuit, EdgeScores, find
-from microtome.circuits.edge_scores import graph_of
+from microtome.circuits.edges.information_flow import importance
+from microtome.circuits.edges.mask_gradients import mask_values
+from microtome.circuits.edges.scores import graph_of
+from microtome.circuits.edges.tally import Tally
 from microtome.circuits.finding import FINDERS
 from microtome.circuits.graph import ComponentGraph
-from microtome.circuits.information_flow import importance
-from microtome.circuits.mask_gradients import mask_values
-from microtome.circuits.tally import Tally
 from microtome.core.stats import cluster_bootstrap, cluster_standard_error
 from microtome.errors import ConfigError, UnknownNameError
 from microtome.models.families import build
@@ -93,7 +93,7 @@ def test_outgoing_edges_add_up_to_the_attribution_of_the_node(family: str) -> No
 def test_the_split_into_batches_changes_nothing(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from microtome.circuits import port_gradients
+    from microtome.circuits.edges import port_gradients
 
     model, examples = load(build("gpt2")), pairs((6, 7, 6, 8, 6))
     whole = find(model, examples, method=method)
@@ -204,7 +204,7 @@ def test_standard_errors_and_intervals(scores: EdgeScores) -> None:
 
 
 def test_scores_of_many_clusters_keep_only_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    from microtome.circuits import tally
+    from microtome.circuits.edges import tally
 
     monkeypatch.setattr(tally, "KEPT", 10)
     found = find(load(tiny_gpt2()), pairs((6, 6, 6)), method="eap")

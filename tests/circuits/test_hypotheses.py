@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from microtome.behaviors import Behavior, Examples, quote_closing
 from microtome.behaviors.items import Item
 from microtome.circuits import load_hypothesis, parse_hypothesis, scrub, swap_claims
-from microtome.circuits.expressions import parse
-from microtome.circuits.interchange import Interchange
-from microtome.circuits.scrubbed_runs import Pool, Tree
-from microtome.circuits.scrubbing import Scrubbing
+from microtome.circuits.hypotheses.expressions import parse
+from microtome.circuits.hypotheses.interchange import Interchange
+from microtome.circuits.hypotheses.scrubbed_runs import Pool, Tree
+from microtome.circuits.hypotheses.scrubbing import Scrubbing
 from microtome.cli.app import app
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, DataError, FormatError, UnknownNameError

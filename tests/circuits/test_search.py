@@ -14,14 +14,14 @@ from tests.sweeps.test_sweeps import pairs
 
 from microtome.behaviors import Examples
 from microtome.circuits import EdgeAblator, EdgeScores, find
-from microtome.circuits.reading import Reading
+from microtome.circuits.edges.reading import Reading
+from microtome.circuits.edges.writing import write_sites
 from microtome.circuits.references import References
 from microtome.circuits.search.gates import HardConcrete, UniformSampling
 from microtome.circuits.search.masked_pass import MaskedPass
 from microtome.circuits.search.objectives import objective
 from microtome.circuits.truth import plant, separation
 from microtome.circuits.truth.planting import Planted
-from microtome.circuits.writing import write_sites
 from microtome.core.seeds import torch_generator
 from microtome.errors import ConfigError, MetricError
 from microtome.models.families import build
@@ -111,7 +111,7 @@ def test_the_search_finds_gates(name: str) -> None:
 
 
 def test_all_examples_are_used_however_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    from microtome.circuits import port_gradients
+    from microtome.circuits.edges import port_gradients
 
     model, examples = load(tiny_gpt2()), pairs((6, 7, 6, 8))
     levels = [0.05, 0.2, 0.8]

@@ -11,15 +11,15 @@ import numpy as np
 
 from microtome.attribution import ComponentScores, component_names, support_at_both_ends
 from microtome.circuits.ablation import Ablation, Ablator
-from microtome.circuits.activation_gradients import activation_gradients
-from microtome.circuits.edge_attribution import (
+from microtome.circuits.edges.activation_gradients import activation_gradients
+from microtome.circuits.edges.attribution import (
     clean_corrupted,
     edge_attribution,
     integrated_edge_attribution,
 )
-from microtome.circuits.exact_edges import exact_edges
-from microtome.circuits.information_flow import information_flow
-from microtome.circuits.mask_gradients import mask_gradients
+from microtome.circuits.edges.exact import exact_edges
+from microtome.circuits.edges.information_flow import information_flow
+from microtome.circuits.edges.mask_gradients import mask_gradients
 from microtome.circuits.search.acdc import acdc
 from microtome.circuits.search.contextual import contextual_decomposition
 from microtome.circuits.search.ensembles import rank_ensemble
@@ -31,7 +31,7 @@ from microtome.errors import ConfigError, UnknownNameError, nearest
 if TYPE_CHECKING:
     from microtome.behaviors.behavior import Behavior
     from microtome.behaviors.examples import Examples
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.results import Level
     from microtome.tracing.model import Model
 

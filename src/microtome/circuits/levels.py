@@ -16,7 +16,7 @@ import torch
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
-from microtome.circuits.edge_ablation import EdgeAblator
+from microtome.circuits.edges.ablation import EdgeAblator
 from microtome.circuits.finding import FINDERS, find
 from microtome.circuits.results import Level
 from microtome.errors import MetricError, UnknownNameError, nearest

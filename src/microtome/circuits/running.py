@@ -1,7 +1,7 @@
 """Running circuits: many in one forward pass, restarted where the first of them differs.
 
 What a circuit leaves out, and how that is ablated, is the business of the subclasses: nodes in
-:mod:`microtome.circuits.ablation`, edges in :mod:`microtome.circuits.edge_ablation`.
+:mod:`microtome.circuits.ablation`, edges in :mod:`microtome.circuits.edges.ablation`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from microtome.cli.options import (
 
 if TYPE_CHECKING:
     from microtome.attribution import ComponentScores
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.results import Circuit
 
 BehaviorName = Annotated[
@@ -178,7 +178,7 @@ def _chosen(
     signed: bool,
 ) -> Circuit:
     """Return the circuit of the strongest parts."""
-    from microtome.circuits.edge_scores import EdgeScores as _EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores as _EdgeScores
     from microtome.circuits.results import Circuit as _Circuit
     from microtome.errors import UsageError
 

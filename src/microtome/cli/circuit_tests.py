@@ -22,8 +22,8 @@ from microtome.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from microtome.circuits.interchange import Interchange
-    from microtome.circuits.scrubbing import Scrubbing
+    from microtome.circuits.hypotheses.interchange import Interchange
+    from microtome.circuits.hypotheses.scrubbing import Scrubbing
 
 
 def test(
@@ -52,9 +52,9 @@ def test(
     Example: microtome circuit test python-code quote-closing hypothesis.toml
     """
     from microtome.behaviors.items import SPLITS
-    from microtome.circuits.hypothesis import load_hypothesis
-    from microtome.circuits.interchange import swap_claims
-    from microtome.circuits.scrubbing import scrub
+    from microtome.circuits.hypotheses.hypothesis import load_hypothesis
+    from microtome.circuits.hypotheses.interchange import swap_claims
+    from microtome.circuits.hypotheses.scrubbing import scrub
     from microtome.cli.bars import Bars
     from microtome.errors import UnknownNameError, nearest
 

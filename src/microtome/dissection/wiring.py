@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from microtome.circuits.ablation import ABLATIONS
 from microtome.circuits.cutting import smallest_faithful
-from microtome.circuits.edge_scores import EdgeScores
+from microtome.circuits.edges.scores import EdgeScores
 from microtome.circuits.evaluation import complete, evaluate
 from microtome.circuits.finding import find
 from microtome.circuits.judging import judge

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal, get_args
 
-from microtome.circuits.edge_scores import EdgeScores
+from microtome.circuits.edges.scores import EdgeScores
 from microtome.circuits.exchange.circuit_tracer import (
     read_attribution_graph,
     write_attribution_graph,

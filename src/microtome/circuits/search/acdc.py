@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from microtome.circuits.edge_ablation import EdgeAblator
+from microtome.circuits.edges.ablation import EdgeAblator
 from microtome.circuits.search.objectives import DIVERGENCE, objective
 from microtome.circuits.search.set_scores import set_scores
 from microtome.core.progress import Progress, quiet
@@ -29,7 +29,7 @@ from microtome.errors import ConfigError
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import LastTokenMetric, Metric
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.graph import ComponentGraph
     from microtome.circuits.references import Ablation
     from microtome.tracing.model import Model

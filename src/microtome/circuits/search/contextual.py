@@ -21,11 +21,11 @@ import torch
 from microtome.attribution import ComponentScores
 from microtome.attribution.patching import single_row
 from microtome.behaviors.evaluate import batches
-from microtome.circuits.port_gradients import batch_size
-from microtome.circuits.reading import Reading, Stage
+from microtome.circuits.edges.port_gradients import batch_size
+from microtome.circuits.edges.reading import Reading, Stage
+from microtome.circuits.edges.writing import differences, head_writes, write_sites
 from microtome.circuits.references import References
 from microtome.circuits.search.held import HeldNorm
-from microtome.circuits.writing import differences, head_writes, write_sites
 from microtome.core.provenance import collect
 from microtome.errors import MetricError, ModelSupportError
 from microtome.models.compare import relative_error, tolerance

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microtome.circuits.edge_scores import EdgeScores
+from microtome.circuits.edges.scores import EdgeScores
 from microtome.circuits.results import Circuit
 from microtome.circuits.search.set_scores import set_scores
 from microtome.core.provenance import Provenance

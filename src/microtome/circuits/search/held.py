@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from microtome.circuits.reading import Norm, Reading
+from microtome.circuits.edges.reading import Norm, Reading
 from microtome.tracing.norms import centers, divisor
 from microtome.tracing.weights import norm_gain
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microtome.circuits.reading import Norm, Reading, Stage
-from microtome.circuits.writing import head_writes
+from microtome.circuits.edges.reading import Norm, Reading, Stage
+from microtome.circuits.edges.writing import head_writes
 from microtome.models import hf
 from microtome.tracing.sites import at
 

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from microtome.behaviors.evaluate import batches
-from microtome.circuits.edge_ablation import EdgeAblator
-from microtome.circuits.port_gradients import batch_size
-from microtome.circuits.reading import Reading
+from microtome.circuits.edges.ablation import EdgeAblator
+from microtome.circuits.edges.port_gradients import batch_size
+from microtome.circuits.edges.reading import Reading
+from microtome.circuits.edges.writing import write_sites
 from microtome.circuits.references import References
 from microtome.circuits.search.gates import Gates, HardConcrete, UniformSampling
 from microtome.circuits.search.masked_pass import MaskedPass
 from microtome.circuits.search.objectives import DIVERGENCE, objective
 from microtome.circuits.search.set_scores import set_scores
-from microtome.circuits.writing import write_sites
 from microtome.core.progress import Progress, quiet
 from microtome.core.seeds import rng, torch_generator
 from microtome.errors import ConfigError, MetricError
@@ -34,7 +34,7 @@ from microtome.tracing.turns import turn
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import LastTokenMetric, Metric
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.references import Ablation
     from microtome.tracing.model import Model
 

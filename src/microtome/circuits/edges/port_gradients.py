@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from microtome.circuits.reading import Norm, Ports, Reading
-from microtome.circuits.writing import write_sites
+from microtome.circuits.edges.reading import Norm, Ports, Reading
+from microtome.circuits.edges.writing import write_sites
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:

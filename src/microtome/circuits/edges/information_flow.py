@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from microtome.behaviors.evaluate import batches
-from microtome.circuits.port_gradients import batch_size, on_edges
-from microtome.circuits.reading import Reading
-from microtome.circuits.tally import Tally
-from microtome.circuits.writing import differences, write_sites
+from microtome.circuits.edges.port_gradients import batch_size, on_edges
+from microtome.circuits.edges.reading import Reading
+from microtome.circuits.edges.tally import Tally
+from microtome.circuits.edges.writing import differences, write_sites
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
     from microtome.tracing.model import Model
     from microtome.tracing.trace import Trace
 

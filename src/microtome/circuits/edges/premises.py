@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from microtome.circuits.reading import Reading
-from microtome.circuits.writing import differences, write_sites
+from microtome.circuits.edges.reading import Reading
+from microtome.circuits.edges.writing import differences, write_sites
 from microtome.errors import ModelSupportError
 from microtome.models.compare import relative_error, tolerance
 from microtome.tracing.trace import Trace

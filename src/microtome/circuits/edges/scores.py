@@ -146,7 +146,7 @@ class EdgeScores(Result):
         connected: bool = False,
         signed: bool = False,
     ) -> Circuit:
-        """Return a circuit of the strongest edges; see :mod:`microtome.circuits.selection`.
+        """Return a circuit of the strongest edges; see :mod:`microtome.circuits.edges.selection`.
 
         Args:
             edges: How many.
@@ -157,7 +157,7 @@ class EdgeScores(Result):
         Raises:
             ConfigError: If not exactly one of ``edges`` and ``threshold`` is given.
         """
-        from microtome.circuits.selection import select
+        from microtome.circuits.edges.selection import select
 
         return select(self, edges=edges, threshold=threshold, connected=connected, signed=signed)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from microtome.circuits.reading import Reading
-from microtome.circuits.writing import ablated_streams
+from microtome.circuits.edges.reading import Reading
+from microtome.circuits.edges.writing import ablated_streams
 
 
 def starved(reading: Reading, excluded: torch.Tensor) -> torch.Tensor:

@@ -109,7 +109,7 @@ class Reading:
         known = _known.get(model.module)
         if known is None:
             anatomy = require_anatomy(model.anatomy, "A circuit of edges")
-            from microtome.circuits.premises import check
+            from microtome.circuits.edges.premises import check
 
             graph = ComponentGraph.of(model)
             known = graph, _stages(model, anatomy, graph)

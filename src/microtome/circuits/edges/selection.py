@@ -12,7 +12,7 @@ from microtome.circuits.results import Circuit
 from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
 
 
 def select(

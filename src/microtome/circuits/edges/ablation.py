@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from microtome.behaviors.evaluate import batches
-from microtome.circuits.edge_pass import EdgePass
-from microtome.circuits.port_gradients import batch_size
-from microtome.circuits.reading import Reading
+from microtome.circuits.edges.edge_pass import EdgePass
+from microtome.circuits.edges.port_gradients import batch_size
+from microtome.circuits.edges.reading import Reading
+from microtome.circuits.edges.writing import differences, write_sites
 from microtome.circuits.references import ROWS, Ablation
 from microtome.circuits.running import CircuitRunner, Group
-from microtome.circuits.writing import differences, write_sites
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples

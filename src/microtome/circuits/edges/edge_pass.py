@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from microtome.circuits.reading import Norm, Ports, Reading, Stage
-from microtome.circuits.starvation import biases, starved
-from microtome.circuits.writing import head_writes
+from microtome.circuits.edges.reading import Norm, Ports, Reading, Stage
+from microtome.circuits.edges.starvation import biases, starved
+from microtome.circuits.edges.writing import head_writes
 from microtome.models import hf
 from microtome.tracing.sites import at
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from microtome.behaviors.metrics import LastTokenMetric, Metric, metric
-from microtome.circuits.hypothesis import Hypothesis
-from microtome.circuits.scrubbed_runs import Labels, Pool, Tree
+from microtome.circuits.hypotheses.hypothesis import Hypothesis
+from microtome.circuits.hypotheses.scrubbed_runs import Labels, Pool, Tree
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import Provenance, collect
 from microtome.core.seeds import rng

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.attribution.patching import single_row
-from microtome.circuits.edge_ablation import EdgeAblator
-from microtome.circuits.tally import Tally
+from microtome.circuits.edges.ablation import EdgeAblator
+from microtome.circuits.edges.tally import Tally
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.references import Ablation
     from microtome.tracing.model import Model
 

@@ -15,18 +15,18 @@ import torch
 
 from microtome.attribution.patching import single_row
 from microtome.behaviors.evaluate import batches
-from microtome.circuits.edge_attribution import MEANING, midpoints
-from microtome.circuits.port_gradients import (
+from microtome.circuits.edges.attribution import MEANING, midpoints
+from microtome.circuits.edges.port_gradients import (
     batch_size,
     edge_products,
     moved,
     on_edges,
     port_gradients,
 )
-from microtome.circuits.reading import Reading
+from microtome.circuits.edges.reading import Reading
+from microtome.circuits.edges.tally import Tally
+from microtome.circuits.edges.writing import differences, write_sites
 from microtome.circuits.references import References
-from microtome.circuits.tally import Tally
-from microtome.circuits.writing import differences, write_sites
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import LastTokenMetric, Metric
-    from microtome.circuits.edge_scores import EdgeScores
+    from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.references import Ablation
     from microtome.tracing.model import Model
 

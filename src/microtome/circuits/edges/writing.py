@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from microtome.circuits.reading import Reading, Stage
+from microtome.circuits.edges.reading import Reading, Stage
 from microtome.errors import ModelSupportError
 from microtome.models import hf
 

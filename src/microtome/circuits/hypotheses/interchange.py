@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from microtome.circuits.hypothesis import Claim, Hypothesis
+from microtome.circuits.hypotheses.hypothesis import Claim, Hypothesis
+from microtome.circuits.hypotheses.scrubbed_runs import (
+    Group,
+    Pool,
+    freeze,
+    put,
+    run,
+    site_of,
+    sites_of,
+    span,
+)
 from microtome.circuits.matching import matched
 from microtome.circuits.results import Circuit
-from microtome.circuits.scrubbed_runs import Group, Pool, freeze, put, run, site_of, sites_of, span
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import Provenance, collect
 from microtome.core.seeds import rng

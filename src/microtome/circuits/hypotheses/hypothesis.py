@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microtome.circuits.expressions import FIELDS, FUNCTIONS, Expression, Value, parse
-from microtome.circuits.situations import Situation
+from microtome.circuits.hypotheses.expressions import FIELDS, FUNCTIONS, Expression, Value, parse
+from microtome.circuits.hypotheses.situations import Situation
 from microtome.errors import DataError, FormatError, UnknownNameError, nearest
 from microtome.tracing.components import head_of, layer_of
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.circuits.edge_scores import EdgeScores
+from microtome.circuits.edges.scores import EdgeScores
 from microtome.circuits.graph import ComponentGraph
 from microtome.core.provenance import collect
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from microtome.circuits.expressions import Value
+from microtome.circuits.hypotheses.expressions import Value
 from microtome.errors import DataError, nearest
 from microtome.tracing.prompts import tokenize
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from microtome.circuits.hypothesis import TOKENS, Claim, Hypothesis
-from microtome.circuits.situations import groups, situations
+from microtome.circuits.hypotheses.hypothesis import TOKENS, Claim, Hypothesis
+from microtome.circuits.hypotheses.situations import groups, situations
 from microtome.errors import DataError, MetricError, nearest
 from microtome.tracing.components import head_of, layer_of
 from microtome.tracing.sites import at

@@ -1,0 +1,1 @@
+"""Edges: their scores, what they read and write, and running circuits of them."""

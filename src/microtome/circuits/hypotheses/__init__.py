@@ -1,0 +1,1 @@
+"""Hypotheses about a circuit: written down, scrubbed, and tested by interchange."""
