@@ -63,3 +63,23 @@ def test_nodes_and_what_is_refused(folder: Path) -> None:
     ):
         refused = run("find", str(folder), "quote-closing", *arguments)
         assert isinstance(refused.exception, MicrotomeError) and words in str(refused.exception)
+
+
+def test_a_folder_is_no_file_for_the_result(folder: Path, tmp_path: Path) -> None:
+    refused = run("find", str(folder), "quote-closing", "--out", str(tmp_path))
+    assert isinstance(refused.exception, MicrotomeError)
+    assert "needs a file" in str(refused.exception)
+    assert not list(tmp_path.parent.glob(f"{tmp_path.name}*.json"))
+
+
+def test_a_finder_is_judged(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "judged.json"
+    judged = run(
+        "judge", str(folder), "quote-closing", "--method", "attribution", "--nulls", "0",
+        "--no-gate", "--out", str(out), "--json",
+    )  # fmt: skip
+    assert judged.exit_code == 0, judged.output
+    said = json.loads(judged.stdout)
+    assert said["grade"] == "not established" and out.is_file()
+    assert {"parts", "share", "cmd"} <= {row["quantity"] for row in said["figures"]}
+    assert [rule["name"] for rule in said["rules"]][:2] == ["gate", "sufficient"]

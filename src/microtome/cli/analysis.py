@@ -47,13 +47,13 @@ def trace(
 
     Example: microtome trace python-code "x = 'a" --capture blocks.1.attn.z --out trace.safetensors
     """
-    from microtome.cli.dissection import check_folder
+    from microtome.cli.places import check_file
     from microtome.errors import UsageError
 
     if capture and out is None:
         raise UsageError("--capture needs --out FILE.safetensors for the captured values.")
     if out is not None:
-        check_folder(out.parent)
+        check_file(out)
     opened = open_model(model, device, dtype, threads)
     found = opened.trace(prompt, capture=capture or ())
     probabilities = found.last().float().softmax(-1)[0]

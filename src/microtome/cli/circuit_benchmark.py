@@ -64,7 +64,7 @@ def benchmark(
     """
     from microtome.circuits.truth import benchmark as run
     from microtome.cli.bars import Bars
-    from microtome.cli.dissection import check_folder
+    from microtome.cli.places import check_folder
     from microtome.store.runs import home as home_folder
 
     use_home(home)

@@ -75,11 +75,11 @@ def find(
     from microtome.circuits import find as find_scores
     from microtome.circuits.references import check_ablation
     from microtome.cli.bars import Bars
-    from microtome.cli.dissection import check_folder
+    from microtome.cli.places import check_file
 
     check_ablation(ablation)
     if out is not None:
-        check_folder(out.parent)
+        check_file(out)
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)
     examples = task.prepare(opened).split(_split(split))
@@ -116,11 +116,11 @@ def evaluate(
     from microtome.circuits import Circuit as _Circuit
     from microtome.circuits import evaluate as evaluate_circuit
     from microtome.circuits.references import check_ablation
-    from microtome.cli.dissection import check_folder
+    from microtome.cli.places import check_file
 
     check_ablation(ablation)
     if out is not None:
-        check_folder(out.parent)
+        check_file(out)
     chosen = _Circuit.load(circuit)
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)

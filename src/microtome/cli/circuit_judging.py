@@ -51,11 +51,11 @@ def judge(
     from microtome.circuits import judge as judged
     from microtome.circuits.references import check_ablation
     from microtome.cli.bars import Bars
-    from microtome.cli.dissection import check_folder
+    from microtome.cli.places import check_file
 
     check_ablation(ablation)
     if out is not None:
-        check_folder(out.parent)
+        check_file(out)
     given = None if circuit is None else Circuit.load(circuit)
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)

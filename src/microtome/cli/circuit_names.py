@@ -62,11 +62,11 @@ def name(
     """
     from microtome.circuits import Circuit, name_parts
     from microtome.cli.bars import Bars
-    from microtome.cli.dissection import check_folder
     from microtome.cli.inputs import read_texts
+    from microtome.cli.places import check_file
 
     if out is not None:
-        check_folder(out.parent)
+        check_file(out)
     given: Circuit | None = Circuit.load(circuit) if circuit is not None else None
     task = open_behavior(behavior, n, seed) if behavior is not None else None
     corpus = read_texts(texts) if texts else None

@@ -78,6 +78,7 @@ def dissect(
     Example: microtome dissect python-code bracket-closing --out reports/brackets
     """
     from microtome.cli.bars import Bars
+    from microtome.cli.places import check_folder
     from microtome.dissection import Config
     from microtome.dissection import dissect as run
     from microtome.store.runs import home as home_folder
@@ -111,30 +112,6 @@ def dissect(
 
 def _established(found: Dissection) -> bool:
     return found.verdict is not None and found.verdict.established
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written before any work is done.
-
-    Raises:
-        OutputError: If it cannot be made or written.
-    """
-    from microtome.errors import OutputError
-    from microtome.store.atomic import atomic_file
-
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; --out needs a folder.")
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with atomic_file(existing / ".microtome-probe") as probe:
-            probe.write_text("")
-        (existing / ".microtome-probe").unlink()
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error}. Choose another folder with --out."
-        ) from None
 
 
 def _print(found: Dissection, folder: Path) -> None:

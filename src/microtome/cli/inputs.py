@@ -143,11 +143,11 @@ def maximize(
     """
     from microtome.attribution import maximize as maximized
     from microtome.cli.bars import Bars
-    from microtome.cli.dissection import check_folder
+    from microtome.cli.places import check_file
     from microtome.errors import UsageError
 
     if out is not None:
-        check_folder(out.parent)
+        check_file(out)
     opened = open_model(model, device, dtype, threads)
     if opened.anatomy is None:
         _maximize_pixels(opened, unit, texts, iterations, out, seed, as_json)
