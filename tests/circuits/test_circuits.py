@@ -13,12 +13,12 @@ from tests.small import code_model
 from microtome.behaviors import Examples, quote_closing
 from microtome.circuits import Ablator, Circuit, Evidence, curve, decide, evaluate, find, minimality
 from microtome.circuits.connections import connections
-from microtome.circuits.evaluation import closeness, takeovers
 from microtome.circuits.finding import sizes_up_to, top
-from microtome.circuits.matching import matched
-from microtome.circuits.nulls import inverted, permute
+from microtome.circuits.judging.evaluation import closeness, takeovers
+from microtome.circuits.judging.matching import matched
+from microtome.circuits.judging.nulls import inverted, permute
+from microtome.circuits.judging.variation import stability
 from microtome.circuits.results import Evaluation, Nulls, Stability
-from microtome.circuits.variation import stability
 from microtome.core.seeds import rng
 from microtome.core.stats import Interval
 from microtome.errors import ConfigError, UnknownNameError

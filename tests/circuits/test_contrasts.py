@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from microtome.behaviors import Behavior, quote_closing
 from microtome.circuits import Circuit, Versus, versus
-from microtome.circuits.cluster_sums import ClusterSums
-from microtome.circuits.contrasts import Labeled, _intervals, _null
 from microtome.circuits.edges.attribution import edge_attribution
+from microtome.circuits.judging.cluster_sums import ClusterSums
+from microtome.circuits.judging.contrasts import Labeled, _intervals, _null
 from microtome.cli.app import app
 from microtome.core.seeds import rng
 from microtome.core.stats import benjamini_hochberg

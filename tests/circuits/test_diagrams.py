@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from microtome.circuits import Circuit, FaithfulnessCurve, diagram, difference, nested, slider
+from microtome.circuits.drawing.growing import STAGES, spread_sizes
 from microtome.circuits.exchange import Shape
-from microtome.circuits.growing import STAGES, spread_sizes
 from microtome.circuits.parts import part, scores_by_name
 from microtome.core.stats import Interval
 from microtome.errors import ConfigError, ShapeError, UnknownNameError

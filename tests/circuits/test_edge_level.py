@@ -18,9 +18,9 @@ from microtome.circuits import (
     takeovers,
 )
 from microtome.circuits.edges.attribution import edge_attribution
-from microtome.circuits.evaluation import universe_of
 from microtome.circuits.graph import ComponentGraph
-from microtome.circuits.levels import AGREEMENT, KL, distances, runner
+from microtome.circuits.judging.evaluation import universe_of
+from microtome.circuits.judging.levels import AGREEMENT, KL, distances, runner
 from microtome.tracing.model import Model
 
 PLANTED = ("a0.h1", "a1.h2", "m1")

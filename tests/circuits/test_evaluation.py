@@ -11,9 +11,16 @@ from tests.small import code_model
 
 from microtome.behaviors import Examples, quote_closing
 from microtome.circuits import Circuit, completeness, faithfulness_curve, find
-from microtome.circuits.areas import FRACTIONS, area, areas, log_area, nominal_sizes, sizes_of
-from microtome.circuits.evaluation import curve, knocked_out, universe_of
-from microtome.circuits.levels import AGREEMENT, KL, distances, runner
+from microtome.circuits.judging.areas import (
+    FRACTIONS,
+    area,
+    areas,
+    log_area,
+    nominal_sizes,
+    sizes_of,
+)
+from microtome.circuits.judging.evaluation import curve, knocked_out, universe_of
+from microtome.circuits.judging.levels import AGREEMENT, KL, distances, runner
 from microtome.circuits.results import FaithfulnessCurve
 from microtome.core.resampling import cluster_function_bootstrap
 from microtome.core.stats import cluster_bootstrap, cluster_ratio_bootstrap

@@ -10,13 +10,13 @@ from tests.circuits.planted import planted_model
 
 from microtome.behaviors import quote_closing
 from microtome.circuits import Circuit, Judgment, eliminate, find, judge
-from microtome.circuits.cluster_sums import cluster_sums
-from microtome.circuits.evaluation import universe_of
 from microtome.circuits.graph import ComponentGraph, port_of, split_edge
-from microtome.circuits.levels import runner
-from microtome.circuits.matching import matched
-from microtome.circuits.nulls import search_nulls
-from microtome.circuits.variation import jaccard, shares, stability
+from microtome.circuits.judging.cluster_sums import cluster_sums
+from microtome.circuits.judging.evaluation import universe_of
+from microtome.circuits.judging.levels import runner
+from microtome.circuits.judging.matching import matched
+from microtome.circuits.judging.nulls import search_nulls
+from microtome.circuits.judging.variation import jaccard, shares, stability
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, EmptyDataError, ShapeError
 from microtome.tracing.opening import load

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from microtome.circuits.areas import Areas
+from microtome.circuits.judging.areas import Areas
 from microtome.core.provenance import Provenance
 from microtome.core.stats import Interval
 from microtome.store.results import Result
@@ -86,7 +86,7 @@ class Circuit(Result, version=2):
         Raises:
             ConfigError: If more nodes would be drawn than can be told apart.
         """
-        from microtome.circuits.diagrams import diagram
+        from microtome.circuits.drawing.diagrams import diagram
 
         return diagram(self, scores, classes=classes, max_edges=max_edges)
 

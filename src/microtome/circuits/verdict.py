@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.circuits.evaluation import closeness, item_closeness
+from microtome.circuits.judging.evaluation import closeness, item_closeness
 from microtome.circuits.results import Level, Rule, Verdict
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ def show(
 
     Example: microtome circuit show circuit.json --scores scores.json --out circuit.html
     """
-    from microtome.circuits.diagrams import diagram
+    from microtome.circuits.drawing.diagrams import diagram
     from microtome.circuits.exchange.files import read_json
     from microtome.store.atomic import write_text
 
@@ -121,7 +121,7 @@ def diff(
 
     Example: microtome circuit diff eap.json exact.json --out diff.html
     """
-    from microtome.circuits.differences import difference
+    from microtome.circuits.drawing.differences import difference
     from microtome.store.atomic import write_text
     from microtome.views.figure import Figure
     from microtome.views.page import Page, Section
@@ -192,7 +192,7 @@ def _width(model: str) -> int:
 
 def _slider(found: ScoredCircuit, curve: Path | None, max_edges: int) -> CircuitSlider | None:
     """Return the picture with a slider, None where too little is scored or drawn for one."""
-    from microtome.circuits.growing import nested, slider, spread_sizes
+    from microtome.circuits.drawing.growing import nested, slider, spread_sizes
     from microtome.circuits.results import FaithfulnessCurve
 
     circuit = found.circuit

@@ -131,7 +131,7 @@ def versus(
 
     Example: microtome circuit versus python-code monitored.jsonl unmonitored.jsonl
     """
-    from microtome.circuits.contrasts import versus as compare
+    from microtome.circuits.judging.contrasts import versus as compare
     from microtome.circuits.references import ABLATIONS, check_ablation
 
     check_ablation(ablation)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from microtome.circuits.contrasts import Versus
-from microtome.circuits.diagrams import diagram
+from microtome.circuits.drawing.diagrams import diagram
+from microtome.circuits.judging.contrasts import Versus
 from microtome.circuits.results import Circuit
 from microtome.circuits.taxonomy.results import PartNames
 from microtome.dissection import phrases

@@ -11,7 +11,7 @@ from microtome.behaviors import registry
 from microtome.behaviors.examples import Examples
 from microtome.behaviors.metrics import KLToUnchanged
 from microtome.circuits.ablation import Ablator
-from microtome.circuits.matching import matched
+from microtome.circuits.judging.matching import matched
 from microtome.core.seeds import rng
 from microtome.core.stats import cluster_bootstrap
 from microtome.dissection.results import Operation

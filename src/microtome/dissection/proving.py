@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import ABLATIONS
 from microtome.circuits.connections import connections
-from microtome.circuits.evaluation import curve, evaluate, item_closeness, minimality, takeovers
 from microtome.circuits.finding import by_layer, sizes_up_to, top
-from microtome.circuits.judging import inverted_accuracy
-from microtome.circuits.levels import search_by_name
-from microtome.circuits.nulls import random_floor, search_nulls
+from microtome.circuits.judging.evaluation import (
+    curve,
+    evaluate,
+    item_closeness,
+    minimality,
+    takeovers,
+)
+from microtome.circuits.judging.levels import search_by_name
+from microtome.circuits.judging.nulls import random_floor, search_nulls
+from microtome.circuits.judging.protocol import inverted_accuracy
+from microtome.circuits.judging.variation import stability
 from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdict
-from microtome.circuits.variation import stability
 from microtome.circuits.verdict import Evidence, can_reach_a_grade, decide
 from microtome.core.stats import Interval
 from microtome.dissection.results import Proof

@@ -12,7 +12,7 @@ import numpy as np
 
 from microtome.attribution import ComponentScores
 from microtome.behaviors.check import Check
-from microtome.circuits.contrasts import Versus
+from microtome.circuits.judging.contrasts import Versus
 from microtome.circuits.results import (
     Circuit,
     Evaluation,

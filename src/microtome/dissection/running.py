@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.check import check
 from microtome.behaviors.registry import get
-from microtome.circuits.contrasts import versus as compare
+from microtome.circuits.judging.contrasts import versus as compare
 from microtome.circuits.taxonomy.catalog import DETECTORS
 from microtome.circuits.taxonomy.naming import name_parts
 from microtome.core.progress import Progress, quiet

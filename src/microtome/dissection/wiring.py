@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from microtome.circuits.ablation import ABLATIONS
-from microtome.circuits.cutting import smallest_faithful
 from microtome.circuits.edges.scores import EdgeScores
-from microtome.circuits.evaluation import complete, evaluate
 from microtome.circuits.finding import find
-from microtome.circuits.judging import judge
-from microtome.circuits.judgment import Judgment
+from microtome.circuits.judging.cutting import smallest_faithful
+from microtome.circuits.judging.evaluation import complete, evaluate
+from microtome.circuits.judging.judgment import Judgment
+from microtome.circuits.judging.protocol import judge
 from microtome.circuits.results import Circuit, Evaluation
 from microtome.core.progress import Progress
 from microtome.store.results import Result

@@ -23,7 +23,7 @@ from microtome.circuits.hypotheses.scrubbed_runs import (
     sites_of,
     span,
 )
-from microtome.circuits.matching import matched
+from microtome.circuits.judging.matching import matched
 from microtome.circuits.results import Circuit
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import Provenance, collect

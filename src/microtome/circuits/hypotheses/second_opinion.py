@@ -22,7 +22,7 @@ import numpy as np
 
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.graph import EMBED, LOGITS, ComponentGraph, split_edge
-from microtome.circuits.levels import Runner, runner
+from microtome.circuits.judging.levels import Runner, runner
 from microtome.circuits.results import Circuit
 from microtome.core.provenance import Provenance, collect
 from microtome.core.seeds import rng

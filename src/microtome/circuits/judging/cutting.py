@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.evaluation import connected, curve, universe_of
 from microtome.circuits.finding import by_layer, sizes_up_to, top
 from microtome.circuits.graph import ComponentGraph
+from microtome.circuits.judging.evaluation import connected, curve, universe_of
 from microtome.circuits.results import Circuit, Level
 from microtome.core.provenance import collect
 

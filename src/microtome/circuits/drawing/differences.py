@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.circuits.diagrams import Drawn
+from microtome.circuits.drawing.diagrams import Drawn
 from microtome.circuits.parts import Scores, part, scores_by_name
 from microtome.circuits.results import Circuit
 from microtome.errors import ConfigError

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.areas import faithfulness_of
-from microtome.circuits.levels import Runner, runner
+from microtome.circuits.judging.areas import faithfulness_of
+from microtome.circuits.judging.levels import Runner, runner
 from microtome.circuits.results import Circuit
 from microtome.core.provenance import Provenance, collect
 from microtome.core.resampling import cluster_function_bootstrap

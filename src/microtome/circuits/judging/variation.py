@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microtome.circuits.cluster_sums import cluster_sums
-from microtome.circuits.levels import Runner
+from microtome.circuits.judging.cluster_sums import cluster_sums
+from microtome.circuits.judging.levels import Runner
 from microtome.circuits.results import Circuit, Stability
 from microtome.core.seeds import rng
 
@@ -39,7 +39,7 @@ def stability(
 
     Args:
         scores: Scores of nodes or edges on the train split, see
-            :func:`microtome.circuits.cluster_sums.cluster_sums`.
+            :func:`microtome.circuits.judging.cluster_sums.cluster_sums`.
         clusters: Cluster of each train example, for scores per example.
         circuit: The circuit whose size is kept.
         resamples: How many.

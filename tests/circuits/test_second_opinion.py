@@ -9,15 +9,15 @@ from tests.circuits.planted import planted_model
 
 from microtome.behaviors import Examples, quote_closing
 from microtome.circuits import Circuit, second_opinion
-from microtome.circuits.evaluation import universe_of
 from microtome.circuits.graph import ComponentGraph, split_edge
-from microtome.circuits.hypothesis_tests import (
+from microtome.circuits.hypotheses.second_opinion import (
     by_cluster,
     equivalence,
     independence,
     minimality_p,
     random_path,
 )
+from microtome.circuits.judging.evaluation import universe_of
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, ShapeError
 from microtome.tracing.model import Model

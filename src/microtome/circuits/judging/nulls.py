@@ -10,10 +10,10 @@ import numpy as np
 
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.evaluation import closeness, item_closeness
 from microtome.circuits.finding import FINDERS, top
-from microtome.circuits.levels import Search, runner, search_by_name
-from microtome.circuits.matching import matched
+from microtome.circuits.judging.evaluation import closeness, item_closeness
+from microtome.circuits.judging.levels import Search, runner, search_by_name
+from microtome.circuits.judging.matching import matched
 from microtome.circuits.results import Circuit, Level, Nulls
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.behaviors.check import Check
-from microtome.circuits.hypothesis_tests import SecondOpinion
-from microtome.circuits.knock_outs import Completeness
+from microtome.circuits.hypotheses.second_opinion import SecondOpinion
+from microtome.circuits.judging.knock_outs import Completeness
 from microtome.circuits.results import (
     Circuit,
     Evaluation,

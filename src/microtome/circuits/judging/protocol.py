@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from microtome.behaviors.check import check
 from microtome.circuits.ablation import ABLATIONS, Ablation
-from microtome.circuits.cutting import smallest_faithful
-from microtome.circuits.evaluation import (
+from microtome.circuits.finding import FINDERS, by_layer, sizes_up_to, top
+from microtome.circuits.hypotheses.second_opinion import second_opinion
+from microtome.circuits.judging.cutting import smallest_faithful
+from microtome.circuits.judging.evaluation import (
     complete,
     evaluate,
     faithfulness_curve,
@@ -18,11 +20,9 @@ from microtome.circuits.evaluation import (
     takeovers,
     universe_of,
 )
-from microtome.circuits.finding import FINDERS, by_layer, sizes_up_to, top
-from microtome.circuits.hypothesis_tests import second_opinion
-from microtome.circuits.judgment import Judgment, UnderAblation
-from microtome.circuits.knock_outs import completeness
-from microtome.circuits.levels import (
+from microtome.circuits.judging.judgment import Judgment, UnderAblation
+from microtome.circuits.judging.knock_outs import completeness
+from microtome.circuits.judging.levels import (
     AGREEMENT,
     KL,
     Ranked,
@@ -31,9 +31,9 @@ from microtome.circuits.levels import (
     runner,
     search_by_name,
 )
-from microtome.circuits.nulls import inverted, random_floor, search_nulls
+from microtome.circuits.judging.nulls import inverted, random_floor, search_nulls
+from microtome.circuits.judging.variation import ORDERS, stability, with_orders
 from microtome.circuits.results import Circuit, Level, Nulls, Stability, Verdict
-from microtome.circuits.variation import ORDERS, stability, with_orders
 from microtome.circuits.verdict import NULLS, Evidence, can_reach_a_grade, decide
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect

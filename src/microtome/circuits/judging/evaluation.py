@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.areas import ENOUGH, areas, nominal_sizes, sizes_of
 from microtome.circuits.finding import top
 from microtome.circuits.graph import ComponentGraph, split_edge
-from microtome.circuits.levels import check_parts, runner
+from microtome.circuits.judging.areas import ENOUGH, areas, nominal_sizes, sizes_of
+from microtome.circuits.judging.levels import check_parts, runner
 from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.circuits.diagrams import Drawn, check_nodes
+from microtome.circuits.drawing.diagrams import Drawn, check_nodes
 from microtome.circuits.parts import Scores
 from microtome.circuits.results import Circuit, Level
 from microtome.errors import ConfigError

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.cluster_sums import ClusterSums, cluster_sums
-from microtome.circuits.cutting import smallest_faithful
-from microtome.circuits.evaluation import complete, evaluate, universe_of
-from microtome.circuits.judging import level_of
-from microtome.circuits.levels import Search, search_by_name
+from microtome.circuits.judging.cluster_sums import ClusterSums, cluster_sums
+from microtome.circuits.judging.cutting import smallest_faithful
+from microtome.circuits.judging.evaluation import complete, evaluate, universe_of
+from microtome.circuits.judging.levels import Search, search_by_name
+from microtome.circuits.judging.protocol import level_of
+from microtome.circuits.judging.variation import jaccard
 from microtome.circuits.results import Circuit
-from microtome.circuits.variation import jaccard
 from microtome.core.provenance import Provenance, collect
 from microtome.core.seeds import rng
 from microtome.core.stats import Interval, benjamini_hochberg

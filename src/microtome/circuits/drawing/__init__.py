@@ -1,0 +1,1 @@
+"""Circuits as pictures: one, a difference of two, a slider along growing sizes."""

@@ -1,0 +1,1 @@
+"""Judging circuits: cutting, evaluation, knock-outs, nulls, variation, the whole protocol."""
