@@ -1,0 +1,1 @@
+"""Sparse coders: SAEs, transcoders, crosscoders; trained, evaluated, read, used in the model."""
