@@ -84,7 +84,7 @@ class Codec(Protocol):
         """Return the latents ``[..., d_sae]`` of values ``[..., d_in]``, differentiable."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return the values ``[..., d_out]`` that latents ``[..., d_sae]`` stand for, bias included."""
+        """Return the values ``[..., d_out]`` of latents ``[..., d_sae]``, bias included."""
 
     def bypass(self, values: Tensor) -> Tensor | None:
         """Return what reaches the output past the latents ``[..., d_out]``, None for nothing.
