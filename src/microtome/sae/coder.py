@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,10 @@ class SAE(nn.Module):
         seed: Seed of the initial weights: decoder rows of norm 1 in random directions, the encoder
             their transpose.
         origin: Where it belongs.
+        weights: The weights by name, used as they are, instead of initial ones.
+
+    Raises:
+        ShapeError: Given weights lack a name, have one too many, or one of another shape.
 
     Attributes:
         architecture: What it is made of.
@@ -58,13 +63,22 @@ class SAE(nn.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, *, seed: int = 0, origin: Origin | None = None
+        self,
+        architecture: Architecture,
+        *,
+        seed: int = 0,
+        origin: Origin | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.origin = origin or Origin()
-        for name, value in initial_weights(architecture, seed).items():
-            self.register_parameter(name, nn.Parameter(value))
+        if weights is None:
+            weights = initial_weights(architecture, seed)
+        else:
+            _check_weights(architecture, weights)
+        for name in weight_shapes(architecture):
+            self.register_parameter(name, nn.Parameter(weights[name]))
 
     @property
     def d_in(self) -> int:
@@ -143,6 +157,44 @@ class SAE(nn.Module):
             )
 
 
+def weight_shapes(make: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of a coder by name."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_dec": (make.d_sae, make.d_out),
+        "b_dec": (make.d_out,),
+    }
+    if make.kronecker is not None:
+        heads, left, right = make.kronecker
+        for side, units in (("left", heads * left), ("right", heads * right)):
+            shapes |= {f"W_{side}": (units, make.d_in), f"b_{side}": (units,)}
+    elif make.encoder == "dense":
+        width = make.d_in if make.reach == "all" else max(make.sources)
+        shapes["W_enc"] = (make.d_sae, width)
+    if make.activation == "gated":
+        shapes |= {name: (make.d_sae,) for name in ("b_gate", "r_mag", "b_mag")}
+    elif make.kronecker is None:
+        shapes["b_enc"] = (make.d_sae,)
+    if make.activation in ("jumprelu", "batchtopk"):
+        shapes["threshold"] = (make.d_sae,)
+    if make.skip:
+        shapes["W_skip"] = (make.d_out, make.d_in)
+    return shapes
+
+
+def _check_weights(make: Architecture, weights: Mapping[str, Tensor]) -> None:
+    shapes = weight_shapes(make)
+    if set(weights) != set(shapes):
+        raise ShapeError(
+            f"weights {', '.join(sorted(weights))} for a coder whose weights are "
+            f"{', '.join(sorted(shapes))}; give exactly these"
+        )
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise ShapeError(
+                f"{name} has shape {tuple(weights[name].shape)}; expected {shape} for {make}"
+            )
+
+
 def initial_weights(make: Architecture, seed: int) -> dict[str, Tensor]:
     """Return the weights that training starts from, by name.
 
@@ -155,24 +207,13 @@ def initial_weights(make: Architecture, seed: int) -> dict[str, Tensor]:
     if mask is not None:
         decoder *= mask
     decoder /= decoder.norm(dim=1, keepdim=True)
-    weights = {"W_dec": decoder, "b_dec": torch.zeros(make.d_out)}
-    if make.kronecker is not None:
-        heads, left, right = make.kronecker
-        for side, units in (("left", heads * left), ("right", heads * right)):
-            rows = torch.randn(units, make.d_in, generator=generator)
-            weights[f"W_{side}"] = rows / rows.norm(dim=1, keepdim=True)
-            weights[f"b_{side}"] = torch.zeros(units)
-    else:
-        if make.activation != "gated":
-            weights["b_enc"] = torch.zeros(make.d_sae)
-        if make.encoder == "dense":
-            weights["W_enc"] = _initial_encoder(make, decoder, generator)
-    if make.skip:
-        weights["W_skip"] = torch.zeros(make.d_out, make.d_in)
-    if make.activation in ("jumprelu", "batchtopk"):
-        weights["threshold"] = torch.zeros(make.d_sae)
-    if make.activation == "gated":
-        weights |= {name: torch.zeros(make.d_sae) for name in ("b_gate", "r_mag", "b_mag")}
+    weights = {name: torch.zeros(shape) for name, shape in weight_shapes(make).items()}
+    weights["W_dec"] = decoder
+    for name in sorted(weights.keys() & {"W_left", "W_right"}):
+        rows = torch.randn(weights[name].shape, generator=generator)
+        weights[name] = rows / rows.norm(dim=1, keepdim=True)
+    if "W_enc" in weights:
+        weights["W_enc"] = _initial_encoder(make, decoder, generator)
     return weights
 
 
