@@ -4,38 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.sae.makes import MAKES, made
 
 from microtome.errors import ConfigError, ShapeError
 from microtome.sae import SAE, Architecture, SparseLatents
 
-MAKES = {
-    "relu": Architecture(6, 12, activation="relu"),
-    "topk": Architecture(6, 12, activation="topk", k=3),
-    "batchtopk": Architecture(6, 12, activation="batchtopk", k=3),
-    "abstopk": Architecture(6, 12, activation="abstopk", k=3),
-    "jumprelu": Architecture(6, 12, activation="jumprelu"),
-    "gated": Architecture(6, 12, activation="gated"),
-    "tied": Architecture(6, 12, activation="topk", k=3, encoder="tied"),
-    "kronecker": Architecture(
-        6, 12, activation="topk", k=3, encoder="kronecker", kronecker=(2, 3, 2)
-    ),
-    "transcoder": Architecture(6, 12, d_out=4, activation="relu", center=False, skip=True),
-    "crosscoder": Architecture(6, 12, activation="relu", sources=(2, 4), targets=(2, 4)),
-    "cross-layer": Architecture(
-        6, 12, activation="relu", sources=(2, 4), targets=(2, 4), reach="later", center=False
-    ),
-}
-
 
 @pytest.fixture(params=MAKES)
 def coder(request: pytest.FixtureRequest) -> SAE:
-    made = SAE(MAKES[request.param], seed=3)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, value in made.weights.items():
-            noise = torch.randn(value.shape, generator=generator) * 0.3
-            value.copy_(noise.abs() if name == "threshold" else value + noise)
-    return made
+    return made(request.param)
 
 
 def inputs(coder: SAE, rows: int = 9) -> torch.Tensor:

@@ -6,9 +6,14 @@ from microtome.core.lazy import lazy_names
 
 _NAMES = {
     "Architecture": "microtome.sae.architecture:Architecture",
+    "FORMATS": "microtome.sae.saving:FORMATS",
     "Origin": "microtome.sae.coder:Origin",
+    "Reconstruction": "microtome.sae.reconstruction:Reconstruction",
     "SAE": "microtome.sae.coder:SAE",
     "SparseLatents": "microtome.sae.latents:SparseLatents",
+    "load": "microtome.sae.saving:load",
+    "reconstruct": "microtome.sae.reconstruction:reconstruct",
+    "save": "microtome.sae.saving:save",
 }
 
 __all__ = sorted(_NAMES)
