@@ -4,7 +4,8 @@
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
 ``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
-the corpus. ``resuming``: a sweep that is killed half-way and goes on.
+the corpus. ``resuming``: a sweep that is killed half-way and goes on. ``formats``: sparse coders
+exchanged with other packages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks import (
     circuits,
+    formats,
     growth,
     large,
     maximization,
@@ -34,6 +36,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "twins": lambda _: (twins.table(), None),
     "circuits": circuits.table,
     "maximization": lambda _: (maximization.table(), None),
+    "formats": formats.table,
     "resuming": lambda _: (resuming.table(), None),
 }
 
