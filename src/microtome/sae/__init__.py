@@ -7,6 +7,11 @@ from microtome.core.lazy import lazy_names
 _NAMES = {
     "ActivationStore": "microtome.sae.harvesting.store:ActivationStore",
     "Activations": "microtome.sae.activations:Activations",
+    "Architecture": "microtome.sae.architecture:Architecture",
+    "Origin": "microtome.sae.coder:Origin",
+    "SAE": "microtome.sae.coder:SAE",
+    "SparseLatents": "microtome.sae.latents:SparseLatents",
+    "harvest": "microtome.sae.harvesting.running:harvest",
 }
 
 __all__ = sorted(_NAMES)

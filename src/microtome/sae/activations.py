@@ -18,12 +18,12 @@ or tensors in memory) and what reads them (training, evaluation, the index of la
         for batch in stream:                             # {site: [batch_size, d] float32}
             ...
 
-**The stream.** All rows in a random order, then all in another order, and so on without end. Batch
-``n`` holds rows ``n * batch_size`` to ``(n + 1) * batch_size - 1`` of that stream, so every batch is
-full and one may lie across two epochs. The stream is a function of the data and the seed alone; it
-depends neither on the batch size nor on the sites asked for. Batch ``n`` is therefore the same, bit
-for bit, whether it was reached from batch 0 or with ``start=n`` in another process: **the cursor of a
-checkpoint is the number of batches read**, one integer.
+**The stream.** All rows in a random order, then all in another order, and so on without end.
+Batch ``n`` holds rows ``n * batch_size`` to ``(n + 1) * batch_size - 1`` of that stream, so every
+batch is full and one may lie across two epochs. The stream is a function of the data and the seed
+alone; it depends neither on the batch size nor on the sites asked for. Batch ``n`` is therefore the
+same, bit for bit, whether it was reached from batch 0 or with ``start=n`` in another process: **the
+cursor of a checkpoint is the number of batches read**, one integer.
 
 **The tensors** of a batch are fresh: the reader may change them in place. They are float32, on the
 processor for shards and on the tensors' own device for tensors in memory. They are not scaled or
