@@ -5,12 +5,19 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "ActivationStore": "microtome.sae.harvesting.store:ActivationStore",
+    "Activations": "microtome.sae.activations:Activations",
     "Architecture": "microtome.sae.architecture:Architecture",
     "FORMATS": "microtome.sae.saving:FORMATS",
     "Origin": "microtome.sae.coder:Origin",
     "Reconstruction": "microtome.sae.reconstruction:Reconstruction",
+    "Recovery": "microtome.sae.evaluation.results:Recovery",
     "SAE": "microtome.sae.coder:SAE",
+    "SAEEvaluation": "microtome.sae.evaluation.results:SAEEvaluation",
     "SparseLatents": "microtome.sae.latents:SparseLatents",
+    "agreement": "microtome.sae.evaluation.dictionaries:agreement",
+    "evaluate": "microtome.sae.evaluation.evaluating:evaluate",
+    "harvest": "microtome.sae.harvesting.running:harvest",
     "load": "microtome.sae.saving:load",
     "reconstruct": "microtome.sae.reconstruction:reconstruct",
     "save": "microtome.sae.saving:save",
