@@ -11,16 +11,17 @@ from torch import Tensor
 
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
-from microtome.errors import ConfigError, EmptyDataError, ModelSupportError, ShapeError, SiteError
+from microtome.errors import ConfigError, EmptyDataError, ModelSupportError, ShapeError
 from microtome.sae.evaluation.baselines import coordinates, random_dictionary
+from microtome.sae.evaluation.passes import coder_sites, contexts_of, special_ids, values_at
 from microtome.sae.evaluation.results import Evaluated, Recovery, SAEEvaluation
-from microtome.sae.harvesting.documents import Text, deal, read_documents
+from microtome.sae.harvesting.documents import Text, read_documents
 from microtome.sae.reconstruction import ReconstructionTally
-from microtome.tracing.sites import Site, at
 
 if TYPE_CHECKING:
     from microtome.sae.coder import SAE
     from microtome.tracing.model import Model
+    from microtome.tracing.sites import Site
     from microtome.tracing.trace import Trace
 
 
@@ -71,7 +72,7 @@ def evaluate(
             "1 and 2"
         )
     batches = _batches(model, text, tokens, context, batch_size)
-    run = _Run(model, *_sites(model, coder))
+    run = _Run(model, *coder_sites(model, coder))
     mean, l0 = run.survey(coder, batches)
     rows = {"sae": coder, **(others or {})}
     if baselines:
@@ -137,7 +138,7 @@ class _Run:
         for ids in batches:
             trace = self._clean(ids)
             kept = self._kept(trace)
-            x, y = self._values(trace, self.sources)[kept], self._values(trace, self.targets)[kept]
+            x, y = values_at(trace, self.sources)[kept], values_at(trace, self.targets)[kept]
             for name, value, width in (("source", x, coder.d_in), ("target", y, coder.d_out)):
                 if value.shape[-1] != width:
                     raise ShapeError(
@@ -163,7 +164,7 @@ class _Run:
         """Add what one batch shows."""
         trace = self._clean(ids)
         kept = self._kept(trace)
-        x, y = self._values(trace, self.sources), self._values(trace, self.targets)
+        x, y = values_at(trace, self.sources), values_at(trace, self.targets)
         clean = _log_probabilities(trace)
         read = trace.mask[:, 1:].to(clean.device)
         losses.n += int(read.sum())
@@ -188,14 +189,10 @@ class _Run:
     def _clean(self, ids: list[list[int]]) -> Trace:
         return self.model.trace(ids, capture=list(dict.fromkeys((*self.sources, *self.targets))))
 
-    def _values(self, trace: Trace, sites: Sequence[Site]) -> Tensor:
-        """Return the values of sites side by side in float32, ``[batch, pos, width]``."""
-        return torch.cat([trace[site].flatten(2).float() for site in sites], dim=-1)
-
     def _kept(self, trace: Trace) -> Tensor:
         """Return which positions hold tokens that are not special ``[batch, pos]``."""
         tokens = trace.tokens
-        special = torch.tensor(sorted(_special(self.model)), dtype=tokens.dtype)
+        special = torch.tensor(sorted(special_ids(self.model)), dtype=tokens.dtype)
         return trace.mask.bool() & ~torch.isin(tokens.cpu(), special).to(tokens.device)
 
     def _changed(
@@ -217,29 +214,12 @@ class _Run:
         return _cross_entropy(changed, trace.tokens, read), float(apart[read].double().sum())
 
 
-def _sites(model: Model, coder: SAE) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    origin = coder.origin
-    if not origin.sources or not origin.targets:
-        raise SiteError(
-            "the coder names no sites, so it has no place in the model; give it an Origin with "
-            "its sources and targets, such as ('blocks.3.resid_post',)"
-        )
-    sites = tuple(tuple(at(name) for name in names) for names in (origin.sources, origin.targets))
-    for site in (*sites[0], *sites[1]):
-        model.catalog.resolve(site)
-    for site in sites[1]:
-        model.catalog.resolve(site, write=True)
-    return sites[0], sites[1]
-
-
 def _batches(
     model: Model, text: Text, tokens: int, context: int, batch_size: int
 ) -> list[list[list[int]]]:
     documents = read_documents(text, tokenizer=model.tokenizer, tokens=tokens)
-    start = [int(model.tokenizer.bos_token_id)] if model.bos else []
-    pieces = deal(documents, context - len(start), 1)[0]
-    # A piece of one token with nothing before it predicts nothing.
-    lists = [start + [int(i) for i in p.ids] for p in pieces if len(start) + len(p.ids) > 1]
+    # A context of one token predicts nothing.
+    lists = [c.ids for c in contexts_of(model, documents, context) if len(c.ids) > 1]
     if not lists:
         raise EmptyDataError("the text has no token that follows another; give longer texts")
     ordered = sorted(lists, key=len)
@@ -249,11 +229,6 @@ def _batches(
 def _split(lists: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
     for start in range(0, len(lists), size):
         yield list(lists[start : start + size])
-
-
-def _special(model: Model) -> set[int]:
-    tokenizer = model.tokenizer
-    return set(getattr(tokenizer, "all_special_ids", ())) if tokenizer is not None else set()
 
 
 def _log_probabilities(trace: Trace) -> Tensor:
