@@ -14,6 +14,7 @@ from microtome.core.seeds import rng
 from microtome.errors import DataError, ShapeError, SiteError
 from microtome.sae.harvesting.documents import Piece
 from microtome.sae.harvesting.manifest import Settings
+from microtome.tracing.passes import one_pass
 from microtome.tracing.sites import Site, at
 
 if TYPE_CHECKING:
@@ -158,7 +159,10 @@ class _Rows:
         bos = int(self.settings.bos)
         front = [int(model.tokenizer.bos_token_id)] if bos else []
         texts = [front + p.ids.tolist() for p in pieces]
-        trace = model.trace(texts, capture=list(self.values), logits=None)
+        trace = one_pass(
+            model, texts, capture=list(self.values), interventions=(), logits=None, to=None,
+            dtype=None, grad=False, stop=True,
+        )  # fmt: skip
         keep = trace.mask.cpu()
         if self.settings.mask_special:
             is_special = torch.isin(trace.tokens.cpu(), torch.tensor(sorted(special)))
