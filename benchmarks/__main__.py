@@ -5,7 +5,8 @@ costs by layers, positions and prompts. ``large``: the first at a billion parame
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
 ``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
 the corpus. ``resuming``: a sweep that is killed half-way and goes on. ``formats``: sparse coders
-exchanged with other packages.
+exchanged with other packages. ``harvesting``: activations into shards and out again, against a
+bare loop.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks import (
     circuits,
     formats,
     growth,
+    harvesting,
     large,
     maximization,
     overhead,
@@ -38,6 +40,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "maximization": lambda _: (maximization.table(), None),
     "formats": formats.table,
     "resuming": lambda _: (resuming.table(), None),
+    "harvesting": lambda _: (harvesting.table(), None),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from microtome.core.seeds import rng
-from microtome.errors import DataError, ShapeError, SiteError
+from microtome.errors import DataError, ShapeError
 from microtome.sae.harvesting.documents import Piece
-from microtome.sae.harvesting.manifest import Settings
-from microtome.tracing.sites import Site, at
+from microtome.sae.harvesting.settings import Settings
+from microtome.tracing.passes import one_pass
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -42,53 +42,6 @@ class Collected:
     def rows(self) -> int:
         """Rows that are kept."""
         return len(self.columns["doc"])
-
-
-def resolve_sites(model: Model, sites: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
-    """Return the places that sites mean in a model, one by one.
-
-    Args:
-        model: The model.
-        sites: Sites; one without a block means every block.
-
-    Raises:
-        SiteError: If a site is unknown, absent, selects positions, or has no value for each token.
-    """
-    given = [sites] if isinstance(sites, str | Site) else list(sites)
-    found: list[Site] = []
-    for site in map(at, given):
-        if site.pos is not None or site.table is not None:
-            raise SiteError(f"{site} selects positions; a harvest takes every token: leave it out.")
-        if site.axes and site.axes[:2] != ("batch", "pos"):
-            raise SiteError(
-                f"{site} has axes {', '.join(site.axes)}, so no row for each token; harvest "
-                "another, such as attn.z or attn.out."
-            )
-        for _name, layer in model.catalog.resolve(site):
-            found.append(site if layer is None else replace(site, layer=(layer,)))
-    if not found:
-        raise SiteError("There are no sites to harvest; name at least one.")
-    return tuple(dict.fromkeys(found))
-
-
-def widths(model: Model, sites: Sequence[Site], piece: Piece) -> dict[str, int]:
-    """Return the width of a row at each site, found by one short forward pass.
-
-    Raises:
-        SiteError: If a site's value is not one row for each token.
-    """
-    ids = [int(i) for i in piece.ids[:4]]
-    trace = model.trace([ids], capture=list(sites), logits=None)
-    found = {}
-    for site in sites:
-        shape = tuple(trace[site].shape)
-        if len(shape) < 3 or shape[:2] != (1, len(ids)):
-            raise SiteError(
-                f"{site} has a value of shape {shape} for one text of {len(ids)} tokens; expected "
-                "(1, tokens, ...)."
-            )
-        found[str(site)] = int(np.prod(shape[2:]))
-    return found
 
 
 def collect(
@@ -158,7 +111,10 @@ class _Rows:
         bos = int(self.settings.bos)
         front = [int(model.tokenizer.bos_token_id)] if bos else []
         texts = [front + p.ids.tolist() for p in pieces]
-        trace = model.trace(texts, capture=list(self.values), logits=None)
+        trace = one_pass(
+            model, texts, capture=list(self.values), interventions=(), logits=None, to=None,
+            dtype=None, grad=False, stop=True,
+        )  # fmt: skip
         keep = trace.mask.cpu()
         if self.settings.mask_special:
             is_special = torch.isin(trace.tokens.cpu(), torch.tensor(sorted(special)))

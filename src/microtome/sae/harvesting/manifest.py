@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from microtome.core.hashing import sha256_json
 from microtome.core.plain import plain
 from microtome.errors import FormatError
 from microtome.sae.harvesting.moments import QUANTILES, Moments
+from microtome.sae.harvesting.settings import Settings
 from microtome.store.atomic import write_text
 
 NAME = "manifest.json"
@@ -20,52 +20,6 @@ NAME = "manifest.json"
 
 FORMAT = "microtome.activations"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the values in the shards; a harvest goes on only under the same.
-
-    Attributes:
-        model: Fingerprint of the weights.
-        tokenizer: Fingerprint of the tokenizer, empty without one.
-        text: SHA-256 of the documents' token ids.
-        tokens: Tokens of the documents.
-        sites: Site to width of its rows.
-        dtype: Type of the stored values.
-        model_dtype: Type that the model computes with.
-        context: Tokens of a row of the model's input at most, beginning-of-sequence token included.
-        bos: Whether every row begins with a beginning-of-sequence token.
-        batch_size: Rows of a forward pass.
-        mask_special: Whether special tokens are left out.
-        outliers: Rows whose norm is this many times the median of their shard are left out; None
-            keeps them.
-        shards: How many shards.
-        seed: Decides the order of rows in the shards.
-    """
-
-    model: str
-    tokenizer: str
-    text: str
-    tokens: int
-    sites: Mapping[str, int]
-    dtype: str
-    model_dtype: str
-    context: int
-    bos: bool
-    batch_size: int
-    mask_special: bool
-    outliers: float | None
-    shards: int
-    seed: int
-
-    def differences(self, other: Settings) -> list[str]:
-        """Return each setting that differs from another harvest's, as text."""
-        pairs = {
-            f.name: (getattr(self, f.name), getattr(other, f.name))
-            for f in dataclasses.fields(self)
-        }
-        return [f"{name}: {_short(a)}, now {_short(b)}" for name, (a, b) in pairs.items() if a != b]
 
 
 @dataclass(frozen=True)
@@ -213,8 +167,3 @@ def _document(path: Path) -> dict[str, Any]:
             "update microtome."
         )
     return document
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(plain(value))
-    return text if len(text) <= 60 else f"{text[:24]}..."

@@ -18,37 +18,20 @@ from microtome.errors import (
     EmptyDataError,
     FormatError,
     OutputError,
-    UnknownNameError,
     UsageError,
-    nearest,
 )
-from microtome.models.fingerprint import tokenizer_fingerprint
-from microtome.sae.harvesting.collecting import Collected, collect, resolve_sites, widths
-from microtome.sae.harvesting.documents import Documents, Piece, Text, deal, read_documents
-from microtome.sae.harvesting.manifest import NAME, Manifest, Settings, ShardRecord
+from microtome.sae.harvesting.collecting import Collected, collect
+from microtome.sae.harvesting.documents import Documents, Text, deal, read_documents
+from microtome.sae.harvesting.manifest import NAME, Manifest, ShardRecord
 from microtome.sae.harvesting.moments import Moments
+from microtome.sae.harvesting.places import resolve_sites
+from microtome.sae.harvesting.settings import DTYPES, Settings, check_positive, settings_of
 from microtome.sae.harvesting.shards import COLUMNS, check_shard, write_shard
 from microtome.sae.harvesting.store import ActivationStore
-from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.sites import Site
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
-
-DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
-"""Types of stored values and their bytes."""
-
-SHARD_BYTES = 64 << 20
-"""Bytes of a shard, about, where ``shard_rows`` is not given."""
-
-FEWEST_SHARDS = 16
-"""Shards of a harvest that is long enough, so that a stop loses little and reading mixes well."""
-
-SHORTEST_SHARD = 8192
-"""Tokens of a shard below which there may be fewer of them."""
-
-CONTEXT = 128
-"""Tokens of a row of the model's input, where the model can read as many."""
 
 
 def harvest(
@@ -119,31 +102,13 @@ def harvest(
         (('blocks.0.mlp.out',), 10)
     """
     place = Path(folder)
-    longest = _context(model, context)
-    _check_numbers(tokens=tokens, batch_size=batch_size, shard_rows=shard_rows)
-    if outliers is not None and not outliers > 1:
-        raise ConfigError(f"outliers={outliers}; expected a factor above 1, or None.")
     chosen = resolve_sites(model, sites)
+    check_positive(tokens=tokens)
     documents = read_documents(text, tokenizer=model.tokenizer, tokens=tokens)
-    first = Piece(documents.numbers[0], 0, documents.ids[0])
-    found = widths(model, chosen, first)
-    stored = _dtype(model, dtype)
-    settings = Settings(
-        model=model.fingerprint,
-        tokenizer=tokenizer_fingerprint(model.tokenizer),
-        text=documents.sha256,
-        tokens=documents.tokens,
-        sites=found,
-        dtype=stored,
-        model_dtype=str(model.dtype).removeprefix("torch."),
-        context=longest,
-        bos=model.bos,
-        batch_size=batch_size,
-        mask_special=mask_special,
-        outliers=outliers,
-        shards=_n_shards(documents.tokens, shard_rows, DTYPES[stored] * sum(found.values())),
-        seed=seed,
-    )
+    settings = settings_of(
+        model, documents, chosen, context=context, dtype=dtype, batch_size=batch_size,
+        shard_rows=shard_rows, mask_special=mask_special, outliers=outliers, seed=seed,
+    )  # fmt: skip
     manifest = _begin(place, settings, model, resume=resume)
     _Harvest(model, documents, place, manifest, progress).run()
     return ActivationStore(place)
@@ -272,39 +237,6 @@ def _clear(folder: Path) -> None:
         for part in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 part.unlink()
-
-
-def _context(model: Model, context: int | None) -> int:
-    """Return the tokens of a row of input."""
-    longest = require_anatomy(model.anatomy, "A harvest").context
-    chosen = min(CONTEXT, longest or CONTEXT) if context is None else context
-    if chosen < 2 or (longest is not None and chosen > longest):
-        raise ConfigError(f"context={context}; expected 2 to {longest or 'any number of'} tokens.")
-    return chosen
-
-
-def _dtype(model: Model, dtype: str | None) -> str:
-    """Return the type of stored values."""
-    if dtype is None:
-        own = str(model.dtype).removeprefix("torch.")
-        return own if DTYPES.get(own) == 2 else "float16"
-    if dtype not in DTYPES:
-        raise UnknownNameError(f"No type {dtype!r} for activations{nearest(dtype, DTYPES)}.")
-    return dtype
-
-
-def _n_shards(tokens: int, shard_rows: int | None, row_bytes: int) -> int:
-    """Return how many shards hold some tokens."""
-    if shard_rows is not None:
-        return -(-tokens // shard_rows)
-    by_size = -(-tokens * row_bytes // SHARD_BYTES)
-    return max(by_size, min(FEWEST_SHARDS, tokens // SHORTEST_SHARD), 1)
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or value < 1):
-            raise ConfigError(f"{name}={value!r}; expected an integer from 1.")
 
 
 def _special_ids(model: Model) -> frozenset[int]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from microtome.core.hashing import sha256_file
 from microtome.errors import FormatError
 from microtome.sae.harvesting.collecting import Collected
-from microtome.sae.harvesting.manifest import Settings, ShardRecord
+from microtome.sae.harvesting.manifest import ShardRecord
+from microtome.sae.harvesting.settings import Settings
 from microtome.store.arrays import check_safetensors, save_arrays
 
 COLUMNS = ("token_id", "doc", "pos")
