@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import sae_harvest
+from microtome.cli import sae_harvest, sae_reading
 
 app = typer.Typer(
     name="sae",
@@ -12,6 +12,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("harvest")(sae_harvest.harvest)
+app.command("eval")(sae_reading.evaluate)
+app.command("latents")(sae_reading.latents)
+app.command("convert")(sae_reading.convert)
 
 
 @app.callback()
