@@ -5,10 +5,8 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
-    "Architecture": "microtome.sae.architecture:Architecture",
-    "Origin": "microtome.sae.coder:Origin",
-    "SAE": "microtome.sae.coder:SAE",
-    "SparseLatents": "microtome.sae.latents:SparseLatents",
+    "ActivationStore": "microtome.sae.harvesting.store:ActivationStore",
+    "Activations": "microtome.sae.activations:Activations",
 }
 
 __all__ = sorted(_NAMES)
