@@ -16,6 +16,9 @@ PEERS = {
     "pyvene": "pyvene==0.1.8",
     "captum": "captum==0.9.0",
     "auto_circuit": "auto-circuit==1.0.1",
+    "saelens": "sae-lens==6.54.12",
+    "sparsify": "eai-sparsify==1.3.3",
+    "dictionary_learning": "dictionary-learning==0.1.0",
 }
 """Peers to their pinned requirement."""
 
