@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.sae import dense
 
 from microtome.sae import SAE, Architecture, selection
 from microtome.sae.passing import Full, Kept, forward, jump, step
 from microtome.sae.selection import Selector, faster_dtype
-from tests.sae import dense
 
 MAKES = dense.makes()
 

@@ -1,7 +1,7 @@
 """Products with the kept entries only: what a sparse coder computes past the selection.
 
-Of the ``rows x d_sae`` latents of a batch some dozens a row are kept. With them as a list of entries
-(row, latent), both directions of a sparse coder and all their gradients are two operations:
+Of the ``rows x d_sae`` latents of a batch some dozens a row are kept. With them as a list of
+entries (row, latent), both directions of a sparse coder and all their gradients are two operations:
 
     dot   one number for each entry: the product of its row of one matrix with its row of another;
     sum   one row for each row (or for each latent): the weighted sum of the other's rows.
@@ -77,7 +77,8 @@ def dots(
         entries: Which products.
         known: The products, where the selection has computed them already.
     """
-    return cast(Tensor, _Dots.apply(inputs, directions, entries, known))
+    product: Tensor = cast(Any, _Dots).apply(inputs, directions, entries, known)
+    return product
 
 
 def sums(values: Tensor, directions: Tensor, entries: Entries) -> Tensor:
@@ -88,7 +89,8 @@ def sums(values: Tensor, directions: Tensor, entries: Entries) -> Tensor:
         directions: ``[latent, width]``.
         entries: Which directions.
     """
-    return cast(Tensor, _Sums.apply(values, directions, entries))
+    total: Tensor = cast(Any, _Sums).apply(values, directions, entries)
+    return total
 
 
 class _Dots(torch.autograd.Function):
@@ -150,7 +152,7 @@ def _dot(rows: Tensor, directions: Tensor, entries: Entries) -> Tensor:
     kernel = _direct_dot()
     if kernel is None or entries.latents.numel() == 0:
         return public_dot(rows, directions, entries)
-    return cast(Tensor, kernel(rows, directions, entries.latents, entries.offsets, entries.bags, 0))
+    return kernel(rows, directions, entries.latents, entries.offsets, entries.bags, 0)
 
 
 def public_dot(rows: Tensor, directions: Tensor, entries: Entries) -> Tensor:

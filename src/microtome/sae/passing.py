@@ -94,7 +94,7 @@ class Full:
 
     def fired(self, values: Tensor) -> Tensor:
         """Return which columns are not all 0."""
-        return cast(Tensor, (values != 0).any(0))
+        return (values != 0).any(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,18 +244,20 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None]:
         values, threshold = ctx.saved_tensors
-        to_threshold = -_near(values, threshold, ctx.bandwidth) / ctx.bandwidth * gradients[0]
+        to_threshold = _near(values, threshold, ctx.bandwidth) * (-1 / ctx.bandwidth) * gradients[0]
         return None, _fold(to_threshold, threshold), None
 
 
 def jump(values: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """Return values above the threshold, with a pseudo-gradient for it."""
-    return cast(Tensor, _Jump.apply(values, threshold, bandwidth))
+    found: Tensor = cast(Any, _Jump).apply(values, threshold, bandwidth)
+    return found
 
 
 def step(values: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """Return 1 above the threshold and 0 below, with a pseudo-gradient for it alone."""
-    return cast(Tensor, _Step.apply(values, threshold, bandwidth))
+    found: Tensor = cast(Any, _Step).apply(values, threshold, bandwidth)
+    return found
 
 
 def _near(values: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

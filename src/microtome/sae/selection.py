@@ -3,8 +3,8 @@
 The ``k`` largest of a row lie in the ``k`` groups of latents with the largest maxima, so one cheap
 pass over the pre-activations and two small sorts replace a sort of all. BatchTopK takes as
 candidates what exceeds a little less than the last batch's threshold, and the exact largest of
-those; only when they are too few is everything ranked. Entries that are not positive are worth 0 and
-may be any.
+those; only when they are too few is everything ranked. Entries that are not positive are worth 0
+and may be any.
 
 Where bfloat16 products are faster (probed once), they select, and the values of what was kept are
 computed in the weights' own precision.
