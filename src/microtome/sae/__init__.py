@@ -12,7 +12,7 @@ _NAMES = {
     "Origin": "microtome.sae.coder:Origin",
     "SAE": "microtome.sae.coder:SAE",
     "SparseLatents": "microtome.sae.latents:SparseLatents",
-    "Training": "microtome.sae.training:Training",
+    "Training": "microtome.sae.results:Training",
     "train": "microtome.sae.training:train",
 }
 

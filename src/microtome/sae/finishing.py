@@ -1,4 +1,4 @@
-"""The end of a training run: thresholds measured, the coder measured as at inference, scales folded."""
+"""The end of a training run: the threshold set, the coder measured, the scales folded."""
 
 from __future__ import annotations
 

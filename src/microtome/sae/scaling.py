@@ -1,7 +1,8 @@
 """Scales of the sites: activations are trained on at one size and the coder is given them back.
 
 Each site is multiplied by a constant such that its mean squared norm is its width, so that settings
-mean the same everywhere and every target counts alike. At the end the constants go into the weights.
+mean the same everywhere and every target counts alike. At the end the constants go into the
+weights.
 """
 
 from __future__ import annotations

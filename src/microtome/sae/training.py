@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from microtome.core.progress import Progress, quiet
-from microtome.core.provenance import Provenance, collect
+from microtome.core.provenance import collect
 from microtome.errors import ConfigError, DataError, TrainingError
 from microtome.sae.architecture import Architecture
 from microtome.sae.checkpoints import FILE, Checkpoint
@@ -30,68 +30,15 @@ from microtome.sae.losses import loss
 from microtome.sae.metrics import MetricsFile, Tally
 from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
+from microtome.sae.results import Training, TrainingSummary
 from microtome.sae.scaling import Scaling
 from microtome.sae.selection import Selector, faster_dtype
-from microtome.store.results import Result
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from microtome.sae.activations import Activations
 
 SUMMARY = "training.json"
 """File of the summary in a run's folder."""
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingSummary(Result, schema="sae-training"):
-    """What a training run came to.
-
-    Attributes:
-        fvu: Fraction of variance unexplained, 1 - R^2 about the data's mean, every target scaled
-            alike, on rows in an order of their own, by the coder as at inference.
-        l0: Active latents of a row on them.
-        dead_share: Share of the latents that count as dead.
-        alive_share: Share of the latents that fired on the evaluation rows.
-        eval_rows: Number of evaluation rows; they are drawn from the data trained on.
-        steps: Batches trained on.
-        rows: Rows trained on.
-        seconds: Wall time of training, over all parts of a resumed run.
-        history: One row of metrics every so often.
-        sources: Source sites.
-        targets: Target sites.
-        architecture: The coder's make.
-        provenance: Settings, versions, seed, threads.
-    """
-
-    fvu: float
-    l0: float
-    dead_share: float
-    alive_share: float
-    eval_rows: int
-    steps: int
-    rows: int
-    seconds: float
-    history: pd.DataFrame
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    architecture: Mapping[str, Any]
-    provenance: Provenance | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """A trained coder and how it was trained.
-
-    Attributes:
-        sae: The coder, for activations as the sites have them.
-        summary: Figures, history and provenance.
-        folder: Where checkpoint, metrics and summary lie, None if nothing was written.
-    """
-
-    sae: SAE
-    summary: TrainingSummary
-    folder: Path | None
 
 
 def train(
@@ -300,7 +247,7 @@ class _Run:
             self.make, config, weights, passed, inputs, targets,
             sparsity=config.sparsity_at(step, self.steps), dead=self.counter.dead(),
         )  # fmt: skip
-        found.total.backward()  # type: ignore[no-untyped-call]
+        found.total.backward()
         values = passed.values.detach()
         norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
         if norm != norm:
