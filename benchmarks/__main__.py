@@ -3,7 +3,8 @@
 ``workloads``: microtome, raw PyTorch and the peers on workloads a to f. ``growth``: what a sweep
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
-``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
+``circuits``: what scoring every edge costs. ``sae``: what training sparse coders costs and gives.
+``maximization``: texts that excite neurons, against
 the corpus. ``resuming``: a sweep that is killed half-way and goes on.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks import (
     circuits,
+    coders,
     growth,
     large,
     maximization,
@@ -33,6 +35,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "overhead": lambda _: (overhead.table(), None),
     "twins": lambda _: (twins.table(), None),
     "circuits": circuits.table,
+    "sae": coders.table,
     "maximization": lambda _: (maximization.table(), None),
     "resuming": lambda _: (resuming.table(), None),
 }
