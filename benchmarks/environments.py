@@ -35,7 +35,7 @@ BY_HAND = {
 BESIDE = {"auto_circuit": ("transformer-lens==2.18.0", "tracr-pypi==1.0.0")}
 """What else is installed without dependencies."""
 
-OWN = ("raw", "microtome", "edges")
+OWN = ("raw", "microtome", "edges", "coders_raw", "coders_microtome")
 """What runs with the interpreter that runs the benchmarks."""
 
 

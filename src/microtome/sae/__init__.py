@@ -8,6 +8,7 @@ _NAMES = {
     "ActivationStore": "microtome.sae.harvesting.store:ActivationStore",
     "Activations": "microtome.sae.activations:Activations",
     "Architecture": "microtome.sae.architecture:Architecture",
+    "Config": "microtome.sae.config:Config",
     "FORMATS": "microtome.sae.saving:FORMATS",
     "LatentIndex": "microtome.sae.reading.index:LatentIndex",
     "Origin": "microtome.sae.coder:Origin",
@@ -16,6 +17,7 @@ _NAMES = {
     "SAE": "microtome.sae.coder:SAE",
     "SAEEvaluation": "microtome.sae.evaluation.results:SAEEvaluation",
     "SparseLatents": "microtome.sae.latents:SparseLatents",
+    "Training": "microtome.sae.results:Training",
     "agreement": "microtome.sae.evaluation.dictionaries:agreement",
     "evaluate": "microtome.sae.evaluation.evaluating:evaluate",
     "harvest": "microtome.sae.harvesting.running:harvest",
@@ -23,6 +25,7 @@ _NAMES = {
     "load": "microtome.sae.saving:load",
     "reconstruct": "microtome.sae.reconstruction:reconstruct",
     "save": "microtome.sae.saving:save",
+    "train": "microtome.sae.training:train",
 }
 
 __all__ = sorted(_NAMES)

@@ -25,17 +25,16 @@ def pre_activations(make: Architecture, weights: Weights, inputs: Tensor) -> Ten
         inputs = inputs - weights["b_dec"]
     if make.kronecker is not None:
         return _kronecker(make.kronecker, weights, inputs)
-    if make.encoder == "tied":
-        return inputs @ weights["W_dec"].T + weights["b_enc"]
-    if make.activation == "gated":
-        return inputs @ weights["W_enc"].T
     if make.reach == "all":
-        return inputs @ weights["W_enc"].T + weights["b_enc"]
-    parts = [
-        inputs[..., source] @ weights["W_enc"][latents, : source.stop - source.start].T
-        for source, latents in zip(make.source_slices, make.latent_slices, strict=True)
-    ]
-    return torch.cat(parts, dim=-1) + weights["b_enc"]
+        encoder = weights["W_dec"] if make.encoder == "tied" else weights["W_enc"]
+        pre = inputs @ encoder.T
+    else:
+        parts = [
+            inputs[..., source] @ weights["W_enc"][latents, : source.stop - source.start].T
+            for source, latents in zip(make.source_slices, make.latent_slices, strict=True)
+        ]
+        pre = torch.cat(parts, dim=-1)
+    return pre if make.activation == "gated" else pre + weights["b_enc"]
 
 
 def _kronecker(shape: tuple[int, int, int], weights: Weights, inputs: Tensor) -> Tensor:
