@@ -78,7 +78,7 @@ def evaluate(
     if out is not None:
         found.save(out)
     if as_json:
-        print_json(table)
+        print_json(table.reset_index())
         return
     shown = {
         "fvu": "FVU",
