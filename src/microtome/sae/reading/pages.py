@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 SCORES = (
     "Simulation: Pearson correlation of predicted and true activation over all tokens. Detection: "
-    "area under the ROC curve of telling contexts in which the latent is active from others; 0.5 is "
-    "chance. Balanced accuracy: of saying so when a rule holds. Fuzzing: balanced accuracy of "
+    "area under the ROC curve of telling contexts in which the latent is active from others; 0.5 "
+    "is chance. Balanced accuracy: of saying so when a rule holds. Fuzzing: balanced accuracy of "
     "telling active tokens from others of the same contexts."
 )
 
@@ -92,8 +92,8 @@ class Dashboard:
             title=title,
             kicker=f"One latent of {index.d_sae:,} at {', '.join(self.coder.origin.sources)}",
             dek=f"Active at {len(positions):,} of {index.n_tokens:,} tokens ({share:.2%}), at most "
-            f"{numbers.number(float(np.abs(values).max()))}. What is active here was measured; what "
-            "it means is a guess that is scored below.",
+            f"{numbers.number(float(np.abs(values).max()))}. Where it is active was measured; what it "
+            "means is a guess that is scored below.",
             sections=sections,
             provenance=self._provenance(),
         )
