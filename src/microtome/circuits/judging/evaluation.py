@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from microtome.circuits.judging.levels import check_parts, runner
 from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap
+from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -99,7 +101,10 @@ def curve(
 
     Raises:
         UnknownNameError: If a part does not exist.
+        ConfigError: If sizes are negative or not ascending.
     """
+    if any(s < 0 for s in sizes) or any(a > b for a, b in pairwise(sizes)):
+        raise ConfigError(f"sizes={tuple(sizes)}; expected ascending numbers of parts from 0 on.")
     ran = runner(model, examples, level, ablation=ablation, reference=reference)
     order = complete(ranking, ran.universe)
     graph = ComponentGraph.of(model) if level == "edge" else None

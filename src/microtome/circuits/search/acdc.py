@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -92,7 +93,9 @@ def acdc(
     ablator = EdgeAblator(model, examples, ablation=ablation, reference=reference)
     chosen = objective(model, examples, metric, "ACDC")
     search = _Search(ablator, chosen, _visits(ablator.graph, order, seed))
-    levels = search.levels(thresholds) if isinstance(thresholds, int) else _checked(thresholds)
+    levels = (
+        search.levels(int(thresholds)) if isinstance(thresholds, Integral) else _checked(thresholds)
+    )
     values = search.run(levels, progress)
     return set_scores(
         model,
