@@ -12,9 +12,10 @@ import torch
 from tests.circuits.slow_edges import tiny_gpt2
 from tests.sweeps.test_sweeps import pairs
 
+from microtome.behaviors import Examples
 from microtome.behaviors.metrics import LastTokenMetric, custom_metric
 from microtome.circuits import EdgeScores, find, stable_edges
-from microtome.circuits.judging.evaluation import curve
+from microtome.circuits.judging.evaluation import curve, minimality, takeovers
 from microtome.circuits.search.set_scores import set_scores
 from microtome.errors import ConfigError, EmptyDataError, MetricError
 from microtome.tracing.model import Model
@@ -103,3 +104,12 @@ def test_arrays_can_be_read_by_those_who_can_read_the_rest(
     (arrays,) = tmp_path.glob("*.safetensors")
     assert stat.S_IMODE(arrays.stat().st_mode) == stat.S_IMODE(place.stat().st_mode)
     assert torch.isfinite(torch.as_tensor(EdgeScores.load(place).mean)).all()
+
+
+def test_shares_of_no_loss_at_all_are_nan(model: Model, scores: EdgeScores) -> None:
+    same = Examples(tuple(replace(e, corrupt=e.clean) for e in pairs((6, 7))))
+    circuit = scores.select(edges=5)
+    lost = minimality(model, same, circuit, metric="accuracy")
+    carried = takeovers(model, same, circuit, metric="accuracy")
+    assert len(lost) == 5 and np.isnan(list(lost.values())).all()
+    assert carried and np.isnan(list(carried.values())).all()

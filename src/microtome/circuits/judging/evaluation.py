@@ -218,7 +218,8 @@ def minimality(
         metric
     ]
     means = found.mean(1)
-    span = means[0] - means[1]
+    # NaN where nothing is lost with everything ablated: then there are no shares of it
+    span = (means[0] - means[1]) or np.nan
     return {part: float((means[2] - means[3 + i]) / span) for i, part in enumerate(circuit.parts)}
 
 
@@ -247,7 +248,8 @@ def takeovers(
     besides = [everything - circuit.kept - parts for parts in outside.values()]
     base = [everything, frozenset(), everything - circuit.kept]
     means = ran.run([*base, *alone, *besides], [metric])[metric].mean(1)
-    span = means[0] - means[1]
+    # NaN where nothing is lost with everything ablated: then there are no shares of it
+    span = (means[0] - means[1]) or np.nan
     count = len(outside)
     lost = (means[0] - means[3 : 3 + count]) / span
     more = (means[2] - means[3 + count :]) / span
