@@ -19,9 +19,7 @@ KEPT = 4_000_000
 """Numbers kept by cluster at most: clusters times edges."""
 
 
-def require_finite(
-    values: np.ndarray, graph: ComponentGraph, method: str, metric: str
-) -> None:
+def require_finite(values: np.ndarray, graph: ComponentGraph, method: str, metric: str) -> None:
     """Refuse scores ``[edge]`` that cannot be ranked.
 
     Raises:
