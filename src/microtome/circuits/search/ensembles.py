@@ -156,7 +156,7 @@ def stable_edges(
 ) -> Stable:
     """Return how often each edge is among the strongest when clusters are drawn anew.
 
-    Nothing is run again: scores hold their sum over every cluster. An edge whose score is 0 by every
+    Nothing is run again: scores hold their sum over every cluster. An edge that scores 0 by every
     method is never chosen.
 
     Args:
