@@ -7,8 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.small import code_tokenizer
 
+from microtome.behaviors import get
 from microtome.behaviors.contrasts import contrast
+from microtome.behaviors.preparation import Encoder, _Fitting
 from microtome.errors import DataError, PairError
 
 
@@ -51,3 +54,12 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
     assert made.items[0].clean == "one"
     with pytest.raises(DataError, match="is a folder"):
         contrast(tmp_path, second, answers=" yes", wrongs=" no")
+
+
+def test_years_that_single_digits_cannot_tell_apart_are_dropped_for_that_reason() -> None:
+    made = get("greater-than", n=60)
+    item = next(i for i in made.items if i.clean.endswith("in 18") and " 1803 " in i.clean)
+    # digit by digit every wrong answer of 1803 begins with 0, as 04 to 09 do
+    fitting = _Fitting(Encoder(code_tokenizer(), bos=False), None)
+    assert fitting.example(item) is None
+    assert "begins with the same token" in fitting.misfits[0].reason
