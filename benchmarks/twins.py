@@ -32,7 +32,14 @@ def table() -> str:
         config = Config(gate=False, seed=number)
         with model.twin(100_000 + number) as twin:
             scores = find(twin, splits[0])
-            circuit, curve = cut(twin, scores, splits[1], config=config, metric="logit_difference")
+            circuit, curve = cut(
+                twin,
+                scores,
+                splits[1],
+                reference=splits[0],
+                config=config,
+                metric="logit_difference",
+            )
             proof, verdict = prove(
                 twin, splits, scores, circuit, curve, None, config=config,
                 metric="logit_difference", progress=quiet, thorough=False,

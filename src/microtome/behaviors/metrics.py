@@ -82,7 +82,7 @@ class LastTokenMetric:
 
         Raises:
             MetricError: If there are not as many examples as rows, the logits that are read hold
-                NaN, or the metric gives something else than one number.
+                NaN, or the metric gives NaN or something else than one number.
         """
         if len(examples) != logits.shape[0]:
             raise MetricError(f"{len(examples)} examples for {logits.shape[0]} rows of logits.")
@@ -98,7 +98,11 @@ class LastTokenMetric:
         values = [self.value(row.float(), e) for row, e in zip(read, examples, strict=True)]
         if any(not isinstance(v, torch.Tensor) or v.ndim != 0 for v in values):
             raise MetricError(f"{self.name} must give a tensor without axes for every example.")
-        return torch.stack(values)
+        found = torch.stack(values)
+        if bool(torch.isnan(found).any()):
+            row = int(torch.isnan(found).nonzero()[0, 0])
+            raise MetricError(f"{self.name} gives NaN for example {examples[row].index}.")
+        return found
 
 
 def first_tokens(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:

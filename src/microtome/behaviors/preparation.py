@@ -204,8 +204,12 @@ class _Fitting:
             answers = self._continuations(item, clean, corrupt, item.answers)
             wrongs = self._continuations(item, clean, corrupt, item.wrongs)
             if item.sets:
+                whole = answers is not None and wrongs is not None
                 answers, wrongs = apart(answers, wrongs)
-            problem = self._of_answers(answers, wrongs, len(clean))
+                if whole and (answers is None or wrongs is None):
+                    problem = ("every answer begins with the same token as a wrong answer, or the "
+                               "reverse", self.encode.shown(clean))  # fmt: skip
+            problem = problem or self._of_answers(answers, wrongs, len(clean))
             if problem is None and answers is not None and wrongs is not None:
                 self.seen[clean, corrupt] = item
                 return Example(

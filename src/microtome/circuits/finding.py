@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 
 from microtome.attribution import ComponentScores, component_names, support_at_both_ends
+from microtome.attribution.patching import single_row
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.activation_gradients import activation_gradients
 from microtome.circuits.edges.attribution import (
@@ -20,6 +21,7 @@ from microtome.circuits.edges.attribution import (
 from microtome.circuits.edges.exact import exact_edges
 from microtome.circuits.edges.information_flow import information_flow
 from microtome.circuits.edges.mask_gradients import mask_gradients
+from microtome.circuits.references import check_ablation
 from microtome.circuits.search.acdc import acdc
 from microtome.circuits.search.contextual import contextual_decomposition
 from microtome.circuits.search.ensembles import rank_ensemble
@@ -31,6 +33,7 @@ from microtome.errors import ConfigError, UnknownNameError, nearest
 if TYPE_CHECKING:
     from microtome.behaviors.behavior import Behavior
     from microtome.behaviors.examples import Examples
+    from microtome.behaviors.metrics import Metric
     from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.results import Level
     from microtome.tracing.model import Model
@@ -144,27 +147,29 @@ def _attribution(
     model: Model,
     examples: Examples,
     *,
-    metric: str = "logit_difference",
+    metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
 ) -> ComponentScores:
-    del ablation
-    values = support_at_both_ends(model, examples, metric=metric)
-    return _scores(model, component_names(model), values, "attribution", metric)
+    # both ends are runs of prompts, whatever ablated nodes give elsewhere
+    check_ablation(ablation)
+    chosen = single_row(metric, "Attribution")
+    values = support_at_both_ends(model, examples, metric=chosen)
+    return _scores(model, component_names(model), values, "attribution", chosen.name)
 
 
 def _exact(
     model: Model,
     examples: Examples,
     *,
-    metric: str = "logit_difference",
+    metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
 ) -> ComponentScores:
+    name = single_row(metric, "Exact node patching").name
     ablator = Ablator(model, examples, ablation=ablation)
     everything = frozenset(ablator.universe)
-    found = ablator.run([everything, *(everything - {n} for n in ablator.universe)], [metric])[
-        metric
-    ]
-    return _scores(model, ablator.universe, (found[0] - found[1:]).T, "exact", metric)
+    circuits = [everything, *(everything - {n} for n in ablator.universe)]
+    found = ablator.run(circuits, [metric])[name]
+    return _scores(model, ablator.universe, (found[0] - found[1:]).T, "exact", name)
 
 
 FINDERS: dict[str, Finder] = {

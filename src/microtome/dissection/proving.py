@@ -36,7 +36,13 @@ if TYPE_CHECKING:
 
 
 def cut(
-    model: Model, scores: ComponentScores, validation: Examples, *, config: Config, metric: str
+    model: Model,
+    scores: ComponentScores,
+    validation: Examples,
+    *,
+    reference: Examples,
+    config: Config,
+    metric: str,
 ) -> tuple[Circuit, FaithfulnessCurve]:
     """Return the smallest circuit whose faithfulness on validation is as asked, and the curve.
 
@@ -47,6 +53,7 @@ def cut(
         model: The model.
         scores: Scores on train.
         validation: Where the size is chosen.
+        reference: The train split: where means are taken.
         config: The settings.
         metric: The metric.
     """
@@ -58,6 +65,7 @@ def cut(
         sizes_up_to(len(ranking)),
         ablation=config.ablation,
         metric=metric,
+        reference=reference,
         seed=config.seed,
     )
     slack = 1.0 - config.faithfulness

@@ -65,6 +65,7 @@ def dissect(
     """
     settings = config or Config()
     task = get(behavior, seed=settings.seed) if isinstance(behavior, str) else behavior
+    other = get(versus, seed=settings.seed) if isinstance(versus, str) else versus
     anatomy = require_anatomy(model.anatomy, "A dissection")
     watch = _Watch(progress)
     examples = task.prepare(model)
@@ -82,7 +83,6 @@ def dissect(
     )
     if settings.gate and not gate.passed:
         return found
-    other = get(versus, seed=settings.seed) if isinstance(versus, str) else versus
     return _explained(model, task, other, found, settings, watch)
 
 
@@ -104,12 +104,16 @@ def _explained(
             test,
             metric=task.metric,
             ablation=settings.ablation,
+            method=settings.method,
             progress=watch.progress,
         ),
     )
     scores = located.exact if settings.method == "exact" else located.scores
     circuit, curve = watch(
-        "cut", lambda: cut(model, scores, validation, config=settings, metric=task.metric)
+        "cut",
+        lambda: cut(
+            model, scores, validation, reference=train, config=settings, metric=task.metric
+        ),
     )
     proof, verdict = watch(
         "prove",
@@ -195,7 +199,16 @@ def _described(
         versus = attempt(
             "versus",
             True,
-            lambda: compare(model, task, contrast, metric=task.metric, seed=settings.seed),
+            lambda: compare(
+                model,
+                task,
+                contrast,
+                finder=settings.method,
+                faithfulness=settings.faithfulness,
+                ablation=settings.ablation,
+                metric=task.metric,
+                seed=settings.seed,
+            ),
         )
     return replace(found, wiring=wiring, names=names, versus=versus, notes=notes)
 

@@ -88,7 +88,7 @@ def wire(
     """
     train, validation, test = splits
     metric = behavior.metric
-    scores = find(model, train, method=FINDER, metric=metric)
+    scores = find(model, train, method=FINDER, metric=metric, ablation=config.ablation)
     circuit = smallest_faithful(
         model, validation, complete(scores.ranking(), scores.universe), level="edge",
         faithfulness=config.faithfulness, ablation=config.ablation, metric=metric,

@@ -12,6 +12,7 @@ from microtome.circuits.edges.tally import Tally
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
+    from microtome.behaviors.metrics import Metric
     from microtome.circuits.edges.scores import EdgeScores
     from microtome.circuits.references import Ablation
     from microtome.tracing.model import Model
@@ -25,7 +26,7 @@ def exact_edges(
     model: Model,
     examples: Examples,
     *,
-    metric: str = "logit_difference",
+    metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
     reference: Examples | None = None,
 ) -> EdgeScores:
@@ -37,21 +38,21 @@ def exact_edges(
     Args:
         model: A transformer whose parts write to one residual stream.
         examples: Where to look.
-        metric: Name of a metric that reads the prompt's end.
+        metric: A metric that reads the prompt's end.
         ablation: What the ablated edge carries.
         reference: Examples over which means are taken.
     """
-    name = single_row(metric, "Exact edge patching").name
+    chosen = single_row(metric, "Exact edge patching")
     ablator = EdgeAblator(model, examples, ablation=ablation, reference=reference)
     cuts = [np.array([], dtype=int), *np.arange(ablator.graph.n_edges)[:, None]]
-    found = ablator.run_without(cuts, [name])[name]
+    found = ablator.run_cuts(cuts, [chosen])[chosen.name]
     clusters = examples.clusters.tolist()
     tally = Tally(ablator.graph, clusters)
     tally.add((found[:1] - found[1:]).T, clusters)
     return tally.scores(
         model,
         method="exact-edges",
-        metric=name,
+        metric=chosen.name,
         ablation=ablation,
         meaning=MEANING,
         gradient=False,

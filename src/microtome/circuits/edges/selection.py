@@ -34,11 +34,13 @@ def select(
         signed: Go by value, not by magnitude.
 
     Raises:
-        ConfigError: If not exactly one of ``edges`` and ``threshold`` is given.
+        ConfigError: If not exactly one of ``edges`` and ``threshold`` is given, or that is NaN.
     """
     if (edges is None) == (threshold is None):
         raise ConfigError(f"edges={edges} and threshold={threshold}: expected exactly one of them.")
     if threshold is not None:
+        if np.isnan(threshold):
+            raise ConfigError(f"threshold={threshold}; expected a number.")
         found = above(scores, threshold, signed=signed)
         return pruned(found, scores.graph) if connected else found
     if connected:

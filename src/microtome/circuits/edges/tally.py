@@ -10,12 +10,28 @@ import numpy as np
 from microtome.circuits.edges.scores import EdgeScores
 from microtome.circuits.graph import ComponentGraph
 from microtome.core.provenance import collect
+from microtome.errors import MetricError
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
 
 KEPT = 4_000_000
 """Numbers kept by cluster at most: clusters times edges."""
+
+
+def require_finite(values: np.ndarray, graph: ComponentGraph, method: str, metric: str) -> None:
+    """Refuse scores ``[edge]`` that cannot be ranked.
+
+    Raises:
+        MetricError: If one is NaN or infinite.
+    """
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise MetricError(
+            f"{method}: {len(wrong)} of {len(values)} edges score NaN or infinity, the first "
+            f"{graph.edges[int(wrong[0])]}: {metric} or its gradient is not finite on these "
+            "examples. Take another metric, or float32 where the model runs in float16."
+        )
 
 
 class Tally:
@@ -83,14 +99,19 @@ class Tally:
             config: Settings of the method for the provenance.
             gradient: Whether the method rests on gradients, which may be saturated.
             passes: Forward and backward passes made.
+
+        Raises:
+            MetricError: If a score is NaN or infinite.
         """
+        mean = self._sum / max(1, self._n)
+        require_finite(mean, self._graph, method, metric)
         silent = self._moved & ~self._scored
         saturated = float(silent.sum() / max(1, self._moved.sum())) if gradient else None
         settings = {"method": method, "metric": metric, "ablation": ablation, **(config or {})}
         provenance = collect(model, settings)
         return EdgeScores(
             universe=self._graph.edges,
-            mean=self._sum / max(1, self._n),
+            mean=mean,
             second_moment=self._squares / max(1, self._n),
             n=self._n,
             method=method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from microtome.circuits.judging.levels import check_parts, runner
 from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap
+from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -99,7 +101,10 @@ def curve(
 
     Raises:
         UnknownNameError: If a part does not exist.
+        ConfigError: If sizes are negative or not ascending.
     """
+    if any(s < 0 for s in sizes) or any(a > b for a, b in pairwise(sizes)):
+        raise ConfigError(f"sizes={tuple(sizes)}; expected ascending numbers of parts from 0 on.")
     ran = runner(model, examples, level, ablation=ablation, reference=reference)
     order = complete(ranking, ran.universe)
     graph = ComponentGraph.of(model) if level == "edge" else None
@@ -213,7 +218,8 @@ def minimality(
         metric
     ]
     means = found.mean(1)
-    span = means[0] - means[1]
+    # NaN where nothing is lost with everything ablated: then there are no shares of it
+    span = (means[0] - means[1]) or np.nan
     return {part: float((means[2] - means[3 + i]) / span) for i, part in enumerate(circuit.parts)}
 
 
@@ -242,7 +248,8 @@ def takeovers(
     besides = [everything - circuit.kept - parts for parts in outside.values()]
     base = [everything, frozenset(), everything - circuit.kept]
     means = ran.run([*base, *alone, *besides], [metric])[metric].mean(1)
-    span = means[0] - means[1]
+    # NaN where nothing is lost with everything ablated: then there are no shares of it
+    span = (means[0] - means[1]) or np.nan
     count = len(outside)
     lost = (means[0] - means[3 : 3 + count]) / span
     more = (means[2] - means[3 + count :]) / span

@@ -156,7 +156,8 @@ def stable_edges(
 ) -> Stable:
     """Return how often each edge is among the strongest when clusters are drawn anew.
 
-    Nothing is run again: scores hold their sum over every cluster.
+    Nothing is run again: scores hold their sum over every cluster. An edge that scores 0 by every
+    method is never chosen.
 
     Args:
         scores: Scores of one method, or of several on the same examples, whose ranks are averaged.
@@ -185,7 +186,9 @@ def stable_edges(
     for counts in drawn:
         means = np.einsum("c,mce->me", counts, sums) / (counts @ sizes)
         order = np.argsort(-mean_ranks(np.abs(means)), kind="stable")
-        times[order[:edges]] += 1
+        chosen = order[:edges]
+        # what scores nothing at all is not strong, however few edges are left to choose from
+        times[chosen[(means[:, chosen] != 0).any(0)]] += 1
     return Stable(
         universe=every[0].universe,
         share=times / resamples,
