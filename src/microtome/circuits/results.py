@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from microtome.circuits.parts import Scores
     from microtome.views import CircuitDiagram
 
-Level = Literal["node", "edge"]
+Level = Literal["node", "neuron", "edge", "role-edge", "position-edge"]
+"""What the parts of a circuit are: heads and MLPs, heads and neurons, edges, edges at the positions
+of one role, edges at one position."""
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit(Result, version=2):
-    """A set of parts of a model: of its heads and MLPs, or of the edges between them.
+    """A set of parts of a model: of its heads, MLPs and neurons, or of the edges between them.
 
     Attributes:
         parts: The parts that belong to it, in the order of the universe.
         universe: All parts of the model.
         method: How it was found.
-        level: ``node`` (parts are ``a0.h1`` and ``m2``) or ``edge`` (``a0.h1->m2``,
-            ``a0.h1->a1.h0<q>``).
+        level: ``node`` (parts are ``a0.h1`` and ``m2``), ``neuron`` (``a0.h1`` and ``m2.n17``),
+            ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``), ``role-edge`` (``a0.h1->m2@subject``) or
+            ``position-edge`` (``a0.h1->m2@3``).
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """
@@ -52,6 +55,11 @@ class Circuit(Result, version=2):
     def rest(self) -> frozenset[str]:
         """The parts outside."""
         return frozenset(self.universe) - self.kept
+
+    @property
+    def of_edges(self) -> bool:
+        """Whether its parts are edges, told apart by place or not."""
+        return self.level.endswith("edge")
 
     @property
     def share(self) -> float:

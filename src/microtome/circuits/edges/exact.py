@@ -13,6 +13,7 @@ from microtome.circuits.edges.tally import Tally
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.circuits.edges.scores import EdgeScores
+    from microtome.circuits.places import Split
     from microtome.circuits.references import Ablation
     from microtome.tracing.model import Model
 
@@ -28,6 +29,7 @@ def exact_edges(
     metric: str = "logit_difference",
     ablation: Ablation = "resample",
     reference: Examples | None = None,
+    split: Split | None = None,
 ) -> EdgeScores:
     """Score every edge by ablating it alone.
 
@@ -40,9 +42,11 @@ def exact_edges(
         metric: Name of a metric that reads the prompt's end.
         ablation: What the ablated edge carries.
         reference: Examples over which means are taken.
+        split: Tell edges apart by ``role`` or ``position``: each is ablated at one alone. Effects
+            of single places need not add up to that of the edge.
     """
     name = single_row(metric, "Exact edge patching").name
-    ablator = EdgeAblator(model, examples, ablation=ablation, reference=reference)
+    ablator = EdgeAblator(model, examples, ablation=ablation, reference=reference, split=split)
     cuts = [np.array([], dtype=int), *np.arange(ablator.graph.n_edges)[:, None]]
     found = ablator.run_without(cuts, [name])[name]
     clusters = examples.clusters.tolist()
@@ -55,4 +59,5 @@ def exact_edges(
         ablation=ablation,
         meaning=MEANING,
         gradient=False,
+        level=ablator.level,
     )
