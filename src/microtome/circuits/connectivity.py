@@ -60,7 +60,7 @@ class _Wiring:
     def fed(self, kept: np.ndarray) -> np.ndarray:
         """Return which sources read anything at each place ``[source, place]``."""
         found = np.zeros((2, len(kept), self._n), dtype=bool)
-        reads = kept.any(0)[self._target]
+        reads = np.asarray(kept.any(axis=0))[self._target]
         np.logical_or.at(found, (self._spreads.astype(int), self._reader, self._place), reads)
         here, far = found
         if self._ordered:

@@ -113,10 +113,14 @@ class ComponentGraph:
         )
 
     @cached_property
+    def place_number(self) -> dict[str, int]:
+        """Number of each place by its name."""
+        return {place: i for i, place in enumerate(self.places)}
+
+    @cached_property
     def place_numbers(self) -> np.ndarray:
         """Number of each target's place, -1 where it has none ``[target]``."""
-        number = {place: i for i, place in enumerate(self.places)}
-        return np.array([number.get(t.partition("@")[2], -1) for t in self.targets])
+        return np.array([self.place_number.get(t.partition("@")[2], -1) for t in self.targets])
 
     @cached_property
     def possible(self) -> np.ndarray:

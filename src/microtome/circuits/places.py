@@ -7,12 +7,14 @@ one named last; what no role covers is ``rest``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from microtome.circuits.graph import ComponentGraph
+from microtome.circuits.parts import part
 from microtome.errors import ConfigError, ModelSupportError, PairError
 
 if TYPE_CHECKING:
@@ -119,12 +121,22 @@ def edge_level(split: Split | None) -> Level:
     return "role-edge" if split == "role" else "position-edge"
 
 
+def level_by_name(names: Sequence[str]) -> Level:
+    """Return of what level parts of these names are."""
+    if not any("->" in name for name in names[:1]):
+        return "neuron" if any(part(name).kind == "neuron" for name in names) else "node"
+    places = {name.partition("@")[2] for name in names if "@" in name}
+    if not places:
+        return "edge"
+    return "position-edge" if all(place.isdigit() for place in places) else "role-edge"
+
+
 def _positions(examples: Examples) -> tuple[str, ...]:
     lengths = sorted({len(e.clean) for e in examples})
     if len(lengths) != 1:
         raise PairError(
-            f"The examples have {lengths[0]} to {lengths[-1]} tokens, so a position means different "
-            "things in them. Take split='role', or examples of one length."
+            f"The examples have {lengths[0]} to {lengths[-1]} tokens, so a position means "
+            "different things in them. Take split='role', or examples of one length."
         )
     return tuple(map(str, range(lengths[0])))
 
@@ -138,9 +150,9 @@ def _roles(examples: Examples) -> list[str]:
         if found != wanted:
             raise PairError(
                 f"Example {example.index} has the roles {_listed(example)} and example "
-                f"{examples[0].index} {_listed(examples[0])}. Edges can be told apart by role where "
-                "all prompts have the same ones: choose such examples with examples.where(...), or "
-                "take split='position'."
+                f"{examples[0].index} {_listed(examples[0])}. Edges can be told apart by role "
+                "where all prompts have the same ones: choose such examples with "
+                "examples.where(...), or take split='position'."
             )
     return sorted(wanted)
 

@@ -83,6 +83,7 @@ class Circuit(Result, version=2):
         *,
         classes: Mapping[str, str] | None = None,
         max_edges: int = 200,
+        by_place: bool = False,
     ) -> CircuitDiagram:
         """Return the circuit as a layered diagram; see :func:`microtome.circuits.diagram`.
 
@@ -90,13 +91,14 @@ class Circuit(Result, version=2):
             scores: Scores of its parts, ``EdgeScores`` or a mapping by name: width and sign.
             classes: Named class of nodes; the diagram's ``collapsed()`` joins those of one class.
             max_edges: How many edges are drawn, the strongest.
+            by_place: Whether edges told apart by role or position are drawn apart.
 
         Raises:
             ConfigError: If more nodes would be drawn than can be told apart.
         """
         from microtome.circuits.drawing.diagrams import diagram
 
-        return diagram(self, scores, classes=classes, max_edges=max_edges)
+        return diagram(self, scores, classes=classes, max_edges=max_edges, by_place=by_place)
 
 
 @dataclass(frozen=True, eq=False)

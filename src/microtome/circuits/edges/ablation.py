@@ -5,8 +5,9 @@ average over the train prompts of both kinds (``mean``), or nothing (``zero``). 
 reads the stream minus, for each excluded source, what that source writes now beyond what it would
 write ablated. The embedding is a source like the others: its edges carry the corrupt prompt's
 embedding, the mean first stream, or nothing. With no edge kept, ``resample`` gives the corrupt
-run's value. An edge that is told apart by place is cut at the positions of that place only. Under ``mean`` and ``zero`` even the embedding is gone then, unlike with circuits of
-nodes, which never ablate it; biases of output projections belong to no source and stay.
+run's value. An edge that is told apart by place is cut at the positions of that place only. Under
+``mean`` and ``zero`` even the embedding is gone then, unlike with circuits of nodes, which never
+ablate it; biases of output projections belong to no source and stay.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A pass of circuits whose edges are told apart by place: a target misses an edge at some positions.
+"""A pass of circuits whose edges are told apart by place: targets miss edges at some positions.
 
 Shapes as in :mod:`microtome.circuits.edges.edge_pass`, and q places. Under zero ablation what a
-target reads is added up from the edges it keeps there, never formed as a difference: so a place that
-nothing reaches reads exactly nothing.
+target reads is added up from the edges it keeps there, never formed as a difference: so a place
+that nothing reaches reads exactly nothing.
 """
 
 from __future__ import annotations
