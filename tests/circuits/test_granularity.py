@@ -173,8 +173,10 @@ def test_planted_edges_at_their_roles_are_sufficient(model: Model, examples: Exa
     found = faithfulness_curve(model, examples, apart.ranking(), level="role-edge")
     assert found.total == len(apart.universe) and found.areas is not None
     assert found.faithfulness[-1].value == pytest.approx(1.0)
-    size = next(k for k, f in zip(found.kept, found.faithfulness, strict=True) if f.low > 0.9)
-    assert size < len(fine)  # not every planted edge is needed at every role
+    near = [
+        k for k, f in zip(found.kept, found.faithfulness, strict=True) if abs(f.value - 1) < 0.1
+    ]
+    assert near[0] < len(fine)  # not every planted edge is needed at every role
 
 
 def test_edges_at_roles_are_judged_to_the_verdict(model: Model) -> None:

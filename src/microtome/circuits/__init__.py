@@ -47,6 +47,7 @@ _NAMES = {
     "load_hypothesis": "microtome.circuits.hypotheses.hypothesis:load_hypothesis",
     "minimality": "microtome.circuits.judging.evaluation:minimality",
     "name_parts": "microtome.circuits.taxonomy.naming:name_parts",
+    "neuron_edges": "microtome.circuits.edges.neuron_edges:neuron_edges",
     "nested": "microtome.circuits.drawing.growing:nested",
     "parse_hypothesis": "microtome.circuits.hypotheses.hypothesis:parse_hypothesis",
     "plant": "microtome.circuits.truth.planting:plant",

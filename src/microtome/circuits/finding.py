@@ -161,6 +161,11 @@ def options_for(finder: Finder, level: Level) -> dict[str, Any]:
     """
     if level not in get_args(Level):
         raise UnknownNameError(f"No level {level!r}{nearest(level, get_args(Level))}.")
+    if level == "neuron-edge":
+        raise ConfigError(
+            "Edges that leave neurons are scored by microtome.circuits.neuron_edges, which has to "
+            "be told how many neurons to keep apart."
+        )
     taken = inspect.signature(finder.run).parameters
     wanted: dict[str, Any] = {}
     if split_of(level) is not None:

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 CONSERVED = 1e-4
 """Share of the largest score by which sums of finer scores may differ (float32)."""
 
-COARSER: dict[Level, Level] = {"role-edge": "edge", "position-edge": "edge", "neuron": "node"}
+COARSER: dict[Level, Level] = {
+    "role-edge": "edge",
+    "position-edge": "edge",
+    "neuron-edge": "edge",
+    "neuron": "node",
+}
 """The level whose parts the parts of a level add up to."""
 
 
@@ -29,7 +34,7 @@ def coarsen(circuit: Circuit) -> Circuit:
     """Return the circuit of whole edges, or of heads and MLPs, some part of which a circuit keeps.
 
     Args:
-        circuit: A circuit of edges told apart by place, or of neurons.
+        circuit: A circuit of neurons, or of edges told apart by place or neuron.
 
     Raises:
         ConfigError: If it is of whole edges or of nodes already; see ``graph.nodes_on`` for the
@@ -100,8 +105,9 @@ def refine(
         ConfigError: If the level is not a finer one, or the method's scores do not add up.
         DataError: If the sums differ, as those of other examples do.
     """
-    if COARSER.get(level) != found.level:
-        finer = [f"level={fine!r}" for fine, coarse in COARSER.items() if coarse == found.level]
+    if COARSER.get(level) != found.level or level == "neuron-edge":
+        finer = [f"level={fine!r}" for fine, coarse in COARSER.items()
+                 if coarse == found.level and fine != "neuron-edge"]  # fmt: skip
         raise ConfigError(
             f"{found.level}s cannot be refined to level={level!r}; expected "
             f"{' or '.join(finer) or 'nodes or edges'}."
@@ -124,7 +130,7 @@ def difference_of_sums(fine: EdgeScores, coarse: EdgeScores) -> float:
     """Return by how much sums of finer scores differ, as a share of the largest coarse one.
 
     Args:
-        fine: Scores of edges told apart by place.
+        fine: Scores of edges told apart by place or neuron.
         coarse: Scores of the same edges as wholes.
 
     Raises:
@@ -169,5 +175,7 @@ def _rescored(
 
 
 def _whole(part: str) -> str:
-    """Return the edge without its place, or the MLP of a neuron."""
-    return part.partition("@")[0] if "->" in part else part.partition(".n")[0]
+    """Return an edge without place and neuron, or the MLP of a neuron."""
+    source, arrow, target = part.partition("->")
+    source = source.partition(".")[0] if source[0] == "m" else source
+    return source + arrow + target.partition("@")[0]

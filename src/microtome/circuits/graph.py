@@ -138,6 +138,16 @@ class ComponentGraph:
         return tuple(f"{self.sources[u]}->{self.targets[v]}" for u, v in self.pairs)
 
     @cached_property
+    def _neurons(self) -> dict[str, tuple[str, ...]]:
+        """Sources that an MLP is told apart into, by its name."""
+        found: dict[str, tuple[str, ...]] = {}
+        for source in self.sources:
+            owner, dot, _ = source.partition(".")
+            if owner[0] == "m" and dot:
+                found[owner] = (*found.get(owner, ()), source)
+        return found
+
+    @cached_property
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.edges)}
 
@@ -147,12 +157,12 @@ class ComponentGraph:
         return len(self.pairs)
 
     def readers(self, target: str) -> tuple[str, ...]:
-        """Return the heads or the MLP whose input a target is, ``("logits",)`` for the logits."""
+        """Return the sources whose input a target is, ``("logits",)`` for the logits."""
         if target == LOGITS:
             return (LOGITS,)
         node = target.split("@")[0].split("<")[0]
         if ".g" not in node:
-            return (node,)
+            return self._neurons.get(node, (node,))
         layer, group = int(node[1 : node.index(".")]), int(node.split(".g")[1])
         size = self.group_size[layer]
         return tuple(f"a{layer}.h{group * size + n}" for n in range(size))

@@ -125,6 +125,8 @@ def level_by_name(names: Sequence[str]) -> Level:
     """Return of what level parts of these names are."""
     if not any("->" in name for name in names[:1]):
         return "neuron" if any(part(name).kind == "neuron" for name in names) else "node"
+    if any(part(name.partition("->")[0]).kind == "neuron" for name in names):
+        return "neuron-edge"
     places = {name.partition("@")[2] for name in names if "@" in name}
     if not places:
         return "edge"

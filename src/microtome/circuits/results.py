@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from microtome.circuits.parts import Scores
     from microtome.views import CircuitDiagram
 
-Level = Literal["node", "neuron", "edge", "role-edge", "position-edge"]
+Level = Literal["node", "neuron", "edge", "role-edge", "position-edge", "neuron-edge"]
 """What the parts of a circuit are: heads and MLPs, heads and neurons, edges, edges at the positions
-of one role, edges at one position."""
+of one role, edges at one position, edges that leave single neurons (scored, but not run)."""
 
 
 @dataclass(frozen=True, eq=False)

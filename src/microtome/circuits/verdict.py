@@ -40,6 +40,7 @@ NOUNS: Mapping[Level, str] = {
     "edge": "edges",
     "role-edge": "edges at the positions of a role",
     "position-edge": "edges at a position",
+    "neuron-edge": "edges that leave neurons",
 }
 """What the parts of a circuit are called."""
 

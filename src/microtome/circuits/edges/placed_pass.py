@@ -61,32 +61,34 @@ class PlacedPass(EdgePass):
             return None
         stream = self._streams[site]
         stream = stream.reshape(*self._rows, -1, stream.shape[-1])
-        # [n, s, q], then at every position [n, s, b, p]
-        off = missing.permute(0, 2, 1, 3)[circuits, numbers][:, :, self._places]
+        # [c, t, s, q], then at every position [c, t, s, b, p]
+        chosen = missing if self._constant is None else ~missing
+        weights = chosen.permute(0, 2, 1, 3)[..., self._places]
+        written = self._summed(weights, circuits, numbers, seen, stream)
         if self._constant is None:
-            values = stream[circuits] - self._summed(off, circuits, seen, stream)
+            values = stream[circuits] - written
         else:
-            values = self._constant[site].to(stream) + self._summed(~off, circuits, seen, stream)
+            values = self._constant[site].to(stream) + written
         normed = norm(values.flatten(0, 1)).unflatten(0, values.shape[:2])
         return Reads(circuits, numbers, normed)
 
     def _summed(
-        self, weights: torch.Tensor, circuits: torch.Tensor, seen: int, stream: torch.Tensor
+        self,
+        weights: torch.Tensor,
+        circuits: torch.Tensor,
+        numbers: torch.Tensor,
+        seen: int,
+        stream: torch.Tensor,
     ) -> torch.Tensor:
         """Return what some sources write, each at some positions ``[n, b, p, d]``."""
         early = [s for s in self._early if s < seen]
         late = [s for s in self._late if s < seen]
         found = stream.new_zeros(len(circuits), *stream.shape[1:])
         if early:
-            found += torch.einsum(
-                "nsbp,sbpd->nbpd", weights[:, early].to(stream.dtype), self._before[early]
-            )
+            each = weights[:, :, early][circuits, numbers].to(stream.dtype)
+            found += torch.einsum("nsbp,sbpd->nbpd", each, self._before[early])
         if late:
-            for circuit in torch.unique(circuits).tolist():
-                rows = circuits == circuit
-                found[rows] += torch.einsum(
-                    "nsbp,sbpd->nbpd",
-                    weights[rows][:, late].to(stream.dtype),
-                    self._written[circuit, : len(late)],
-                )
+            each = weights[:, :, late].to(stream.dtype)
+            written = torch.einsum("ctsbp,csbpd->ctbpd", each, self._written[:, : len(late)])
+            found += written[circuits, numbers]
         return found

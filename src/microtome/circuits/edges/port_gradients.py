@@ -8,7 +8,7 @@ through the head's columns and through the norm, block by block; it is contracte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,8 +94,7 @@ def edge_products(
         device=table.device,
     )
 
-    def contract(gradient: torch.Tensor, targets: slice, seen: int) -> None:
-        """Add ``[t, b, p, d]`` gradients of some targets that see the first sources."""
+    for gradient, targets, seen in target_gradients(reading, found, first=first):
         count = max(0, min(seen, rows.stop) - rows.start)
         if count and where is not None:
             written, slopes = table[:, :count].float(), gradient.float()
@@ -106,21 +105,37 @@ def edge_products(
             products[:, :count, targets] = torch.bmm(
                 flat[:, :count].float(), slopes.float().transpose(1, 2)
             )
+    return products
 
+
+def target_gradients(
+    reading: Reading, found: Gradients, *, first: int = 0
+) -> Iterator[tuple[torch.Tensor, slice, int]]:
+    """Yield gradients at what targets read before their norm, block by block, the logits last.
+
+    Args:
+        reading: The model.
+        found: Gradients of :func:`port_gradients`.
+        first: First block whose targets count.
+
+    Yields:
+        Gradients ``[t, b, p, d]``, the numbers of their targets, and how many sources these see.
+    """
     for stage in reading.stages[first:]:
         if stage.ports:
             slopes = torch.cat([_at_columns(reading, found, ports) for ports in stage.ports])
             norm = reading.norm(stage.attn_norm)
             gradient = _pulled_back(norm, _laid_out(found, stage.attn_read), slopes)
             span = slice(stage.ports[0].targets.start, stage.ports[-1].targets.stop)
-            contract(gradient, span, stage.seen)
+            yield gradient, span, stage.seen
         if stage.mlp_target is not None:
             slopes = found[f"blocks.{stage.layer}.mlp.in"].unsqueeze(0)
             norm = reading.norm(stage.mlp_norm)
             gradient = _pulled_back(norm, _laid_out(found, stage.mlp_read), slopes)
-            contract(gradient, slice(stage.mlp_target, stage.mlp_target + 1), stage.mlp_seen)
-    contract(found[reading.last_stream].unsqueeze(0), slice(-1, None), len(reading.graph.sources))
-    return products
+            yield gradient, slice(stage.mlp_target, stage.mlp_target + 1), stage.mlp_seen
+    last = len(reading.graph.targets)
+    logits = found[reading.last_stream].unsqueeze(0)
+    yield logits, slice(last - 1, last), len(reading.graph.sources)
 
 
 def on_edges(

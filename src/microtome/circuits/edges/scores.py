@@ -49,7 +49,8 @@ class EdgeScores(Result, version=2):
         saturated: Share of edges whose score is 0 in every example although what their source
             writes differs; None where the method uses no gradient.
         passes: Forward and backward passes in all, over batches.
-        level: ``edge``, or ``role-edge`` or ``position-edge`` where edges are told apart.
+        level: ``edge``, or ``role-edge``, ``position-edge`` or ``neuron-edge`` where edges are told
+            apart.
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """
@@ -168,8 +169,8 @@ class EdgeScores(Result, version=2):
         """Return scores summed over the edges between larger parts.
 
         Args:
-            level: ``edge`` (all places together), ``node`` (q, k and v of a head too), ``block``
-                (the attention or the MLP of a block) or ``layer``.
+            level: ``edge`` (all places and neurons together), ``node`` (q, k and v of a head too),
+                ``block`` (the attention or the MLP of a block) or ``layer``.
 
         Raises:
             UnknownNameError: If there is no such level.
@@ -253,12 +254,15 @@ def coarse(part: str, level: Coarse) -> str:
     """Return the larger part that a source or target belongs to.
 
     Args:
-        part: ``embed``, ``logits``, ``a0.h1``, ``a0.h1<q>``, ``m0``, ``m0@subject``.
-        level: ``edge`` (without its place), ``node``, ``block`` or ``layer``.
+        part: ``embed``, ``logits``, ``a0.h1``, ``a0.h1<q>``, ``m0``, ``m0@subject``,
+            ``m0.n17``.
+        level: ``edge`` (without place and neuron), ``node``, ``block`` or ``layer``.
     """
     if part in (EMBED, LOGITS):
         return part
     port = part.split("@")[0]
+    # neurons belong to their MLP
+    port = port.split(".")[0] if port[0] == "m" else port
     node = port.split("<")[0]
     block = node.split(".")[0]
     names = {"edge": port, "node": node, "block": block, "layer": f"blocks.{block[1:]}"}

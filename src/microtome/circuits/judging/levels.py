@@ -85,9 +85,15 @@ def runner(
 
     Raises:
         UnknownNameError: If the level is unknown.
-        ConfigError: If the ablation is unknown, or there are more parts than can be held.
+        ConfigError: If the ablation is unknown, there are more parts than can be held, or parts of
+            the level cannot be run.
         PairError: If edges are told apart by role or position and the prompts do not share them.
     """
+    if level == "neuron-edge":
+        raise ConfigError(
+            "Edges that leave single neurons are scored, not run; run the edges of whole MLPs that "
+            "microtome.circuits.coarsen(circuit) gives, or a circuit of neurons."
+        )
     if level not in RUNNERS:
         raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
     return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
