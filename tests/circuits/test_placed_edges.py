@@ -106,6 +106,10 @@ def test_scores_by_place_add_up_to_the_edge(family: str, method: str) -> None:
             one, other = plain.coarsened(level), apart.coarsened(level)  # type: ignore[arg-type]
             np.testing.assert_allclose(other.values, one.values, atol=1e-5 * scale)
         assert apart.saturated is None and apart.note == ""
+        most = apart.coarsened("edge", magnitudes=True).values
+        assert (most >= np.abs(summed.values) - 1e-9).all() and most.sum() == pytest.approx(
+            np.abs(apart.mean).sum()
+        )
 
 
 def test_the_split_into_batches_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

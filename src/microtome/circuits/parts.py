@@ -29,8 +29,8 @@ class Part:
 
     Attributes:
         node: Its name without port: ``a3.h1``, ``a3.g0``, ``m3``, ``m3.n17``, ``m3.rest`` (its
-            other neurons), ``embed``, ``blocks.3.mlp.out/NAME[latent=17]``; with the place behind ``@``
-            where there is one.
+            other neurons), ``embed``, ``blocks.3.mlp.out/NAME[latent=17]``; with the
+            place behind ``@`` where there is one.
         kind: What it is; ``group`` is a key/value group.
         layer: Its block; 0 for embeddings and logits.
         index: Number of the head, group, neuron or latent.

@@ -165,16 +165,19 @@ class EdgeScores(Result, version=2):
 
         return select(self, edges=edges, threshold=threshold, connected=connected, signed=signed)
 
-    def coarsened(self, level: Coarse) -> CoarseScores:
+    def coarsened(self, level: Coarse, *, magnitudes: bool = False) -> CoarseScores:
         """Return scores summed over the edges between larger parts.
 
         Args:
             level: ``edge`` (all places and neurons together), ``node`` (q, k and v of a head too),
                 ``block`` (the attention or the MLP of a block) or ``layer``.
+            magnitudes: Add magnitudes, so that effects of opposite sign do not cancel; such sums
+                are not those of the larger parts.
 
         Raises:
             UnknownNameError: If there is no such level.
         """
+        scores = np.abs(self.mean) if magnitudes else self.mean
         if level not in COARSE:
             raise UnknownNameError(f"No level {level!r}{nearest(level, COARSE)}.")
         names = [split_edge(edge) for edge in self.universe]
@@ -184,7 +187,7 @@ class EdgeScores(Result, version=2):
         column = {name: i for i, name in enumerate(targets)}
         places = np.array([(row[coarse(u, level)], column[coarse(v, level)]) for u, v in names])
         values, counts = (np.zeros((len(sources), len(targets))) for _ in range(2))
-        np.add.at(values, (places[:, 0], places[:, 1]), self.mean)
+        np.add.at(values, (places[:, 0], places[:, 1]), scores)
         np.add.at(counts, (places[:, 0], places[:, 1]), 1)
         return CoarseScores(
             level=level,
@@ -192,7 +195,7 @@ class EdgeScores(Result, version=2):
             targets=targets,
             values=values,
             edges=counts.astype(int),
-            method=self.method,
+            method=f"{self.method}, magnitudes" if magnitudes else self.method,
             metric=self.metric,
             provenance=self.provenance,
         )
