@@ -194,9 +194,9 @@ def versus(
     circuits = [
         smallest_faithful(
             model, e.split("validation"),
-            complete(s.ranking(), universe_of(model, level, examples=e.split("validation"))),
-            level=level, faithfulness=faithfulness, ablation=ablation, metric=name,
-            reference=train, method=str(getattr(s, "method", "a ranking")), seed=seed,
+            complete(s.ranking(), universe_of(model, level, examples=train)), level=level,
+            faithfulness=faithfulness, ablation=ablation, metric=name, reference=train,
+            method=str(getattr(s, "method", "a ranking")), seed=seed,
         )
         for e, s, train in zip(prepared, scores, trains, strict=True)
     ]  # fmt: skip
