@@ -185,7 +185,6 @@ def versus(
             f"{behavior_a.name} is scored by {name} and {behavior_b.name} by {behavior_b.metric}; "
             "give metric=... to compare them in one unit."
         )
-
     search = search_by_name(finder, name, ablation) if isinstance(finder, str) else finder
     prepared = [b.prepare(model) for b in (behavior_a, behavior_b)]
     trains = [e.split("train") for e in prepared]
