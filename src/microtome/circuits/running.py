@@ -25,6 +25,7 @@ from microtome.tracing.suffix import suffix_facts
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Example, Examples
+    from microtome.circuits.results import Level
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
@@ -74,7 +75,7 @@ class CircuitRunner(ABC, Generic[Cut]):
         ConfigError: If the ablation is unknown.
     """
 
-    level: str
+    level: Level
 
     def __init__(
         self,

@@ -34,7 +34,14 @@ STABLE = 0.7
 TAKES_OVER = 0.05
 """Additional share of the metric that a backup carries once the circuit is ablated."""
 
-NOUNS: Mapping[Level, str] = {"node": "heads and MLPs", "edge": "edges"}
+NOUNS: Mapping[Level, str] = {
+    "node": "heads and MLPs",
+    "neuron": "heads and neurons",
+    "edge": "edges",
+    "role-edge": "edges at the positions of a role",
+    "position-edge": "edges at a position",
+    "neuron-edge": "edges that leave neurons",
+}
 """What the parts of a circuit are called."""
 
 GRADES = ("sufficient and necessary", "sufficient, redundant", "sufficient only", "not established")

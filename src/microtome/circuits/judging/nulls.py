@@ -10,7 +10,7 @@ import numpy as np
 
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.finding import FINDERS, top
+from microtome.circuits.finding import top
 from microtome.circuits.judging.evaluation import closeness, item_closeness
 from microtome.circuits.judging.levels import Search, runner, search_by_name
 from microtome.circuits.judging.matching import matched
@@ -19,7 +19,6 @@ from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.core.seeds import rng
 from microtome.core.stats import cluster_ratio_bootstrap
-from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -121,16 +120,13 @@ class _Rules:
     level: Level
 
     def __post_init__(self) -> None:
-        if not callable(self.method) and FINDERS[self.method].level != self.level:
-            raise ConfigError(
-                f"method={self.method!r} finds {FINDERS[self.method].level}s; the nulls of a "
-                f"circuit of {self.level}s need a finder of {self.level}s."
-            )
+        if not callable(self.method):
+            search_by_name(self.method, self.metric, self.ablation, level=self.level)
 
     def ranking(self, model: Model, train: Examples) -> tuple[str, ...]:
         if callable(self.method):
             return self.method(model, train).ranking()
-        search = search_by_name(self.method, self.metric, self.ablation)
+        search = search_by_name(self.method, self.metric, self.ablation, level=self.level)
         return search(model, train).ranking()
 
     def values(
