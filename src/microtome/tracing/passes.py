@@ -75,7 +75,7 @@ def one_pass(
     )
     behind = any(site.startswith(BEHIND) for site in instrument.points)
     kept = "last" if logits is None and not behind else logits
-    arguments = forward_arguments(model.module, model.anatomy, batch, kept)
+    arguments = forward_arguments(model.module, model.anatomy, batch, kept, model.readout)
     with turn(model.module), contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(instrument.active(call))
@@ -84,7 +84,7 @@ def one_pass(
     return Trace(
         batch.tokens,
         torch.tensor(batch.lengths),
-        kept_logits(output, batch, logits),
+        kept_logits(output, batch, logits, model.readout),
         call.captured,
         {"model": model.name, "bos": model.bos, "interventions": [str(i) for i in interventions]},
     )
