@@ -4,7 +4,8 @@
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
 ``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
-the corpus. ``resuming``: a sweep that is killed half-way and goes on.
+the corpus. ``resuming``: a sweep that is killed half-way and goes on. ``trained``: circuits of
+trained models, the finders against exact patching, and the verdicts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks import (
     maximization,
     overhead,
     resuming,
+    trained,
     twins,
     workloads,
 )
@@ -35,6 +37,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "circuits": circuits.table,
     "maximization": lambda _: (maximization.table(), None),
     "resuming": lambda _: (resuming.table(), None),
+    "trained": trained.table,
 }
 
 

@@ -142,8 +142,8 @@ def _check_folder(path: Path) -> None:
     config = path / "config.json"
     if not config.is_file():
         raise ModelNotFoundError(
-            f"{path} has no config.json, so it is not a model folder. If it holds a TransformerLens "
-            "state dict, put its HookedTransformerConfig there, with act_fn at least."
+            f"{path} has no config.json, so it is not a model folder. A TransformerLens state dict "
+            "needs its HookedTransformerConfig there, with act_fn at least."
         )
     try:
         loaded = json.loads(config.read_text(encoding="utf-8"))

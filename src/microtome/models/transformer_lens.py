@@ -158,7 +158,8 @@ def open_folder(folder: str | Path) -> nn.Module | None:
     files = [f for s in ("*.safetensors", "*.npz") for f in sorted(place.glob(s))]
     if len(files) != 1:
         raise ModelFileError(f"{place} holds {len(files)} *.safetensors or *.npz; expected one.")
-    return load_state_dict(files[0], parse_settings(config))
+    found: nn.Module = load_state_dict(files[0], parse_settings(config))
+    return found
 
 
 def load_state_dict(source: str | Path | Mapping[str, torch.Tensor], settings: LensSettings) -> Any:

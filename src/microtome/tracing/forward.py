@@ -76,7 +76,7 @@ def forward_arguments(
 def kept_logits(
     output: Any, batch: Batch, logits: str | None, readout: Readout
 ) -> torch.Tensor | None:
-    """Return the logits asked for: all, or ``[batch, 1, vocab]`` where each row's answer is read."""
+    """Return the logits asked for: all, or ``[batch, 1, vocab]`` where answers are read."""
     if logits is None:
         return None
     found = logits_of(output)

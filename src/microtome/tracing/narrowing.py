@@ -1,7 +1,8 @@
 """Running the last block's MLP only where its output is read.
 
-A metric reads one position of each row, mostly the last, and an MLP works on each position alone. So what the last MLP writes elsewhere reaches nothing: its gradient is zero there, and it
-need not be computed. Whether the logits stay the same is measured once per module.
+A metric reads one position of each row, mostly the last, and an MLP works on each position alone.
+So what the last MLP writes elsewhere reaches nothing: its gradient is zero there, and it need not
+be computed. Whether the logits stay the same is measured once per module.
 """
 
 from __future__ import annotations

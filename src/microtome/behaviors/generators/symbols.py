@@ -14,6 +14,7 @@ import numpy as np
 
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.generators.frames import Draft, Words, generate
+from microtome.behaviors.items import Feature
 from microtome.core.seeds import rng
 
 BALANCED, UNBALANCED = " balanced", " unbalanced"
@@ -93,7 +94,7 @@ def _brackets(w: Words, good: str, end: str) -> Draft:
 
     clean, corrupt = (good, bad) if whole else (bad, good)
     answers = (BALANCED, UNBALANCED) if whole else (UNBALANCED, BALANCED)
-    features = {
+    features: dict[str, Feature] = {
         "balanced": whole,
         "length": float(len(good)),
         "depth": float(max(itertools.accumulate(1 if c == "(" else -1 for c in good))),
@@ -175,7 +176,11 @@ def _sorting(w: Words, written: int) -> Draft:
         return " ".join([*marked, *done])
 
     answer, wrong = sorted(given)[written], sorted(other)[written]
-    features = {"next": answer, "written": float(written), "place": float(place)}
+    features: dict[str, Feature] = {
+        "next": answer,
+        "written": float(written),
+        "place": float(place),
+    }
     return Draft(
         text(given), text(other), f" {answer}", f" {wrong}", "".join(sorted(given)), features
     )
