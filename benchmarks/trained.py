@@ -1,8 +1,8 @@
 """Trained models: what the finders find, how large it is, and what the verdict says.
 
-For each model and behavior: every finder of edges that needs no training, its agreement with exact
-patching of every single edge where the model is small enough for that, the size at 0.9
-faithfulness, CPR and CMD along its ranking, and the judgment. Rankings come from the train split,
+For each model and behavior: finders of edges, their agreement with exact patching of every single
+edge where the model is small enough for that, the size at 0.9 faithfulness, CPR and CMD along each
+ranking, and the judgment. Rankings come from the train split,
 everything else is measured on test.
 
 ``MICROTOME_TRAINED_LEVEL=edge`` judges circuits of edges rather than of nodes;
@@ -36,8 +36,11 @@ from microtome.tracing.model import Model
 LEVEL = cast(Level, os.environ.get("MICROTOME_TRAINED_LEVEL", "node"))
 ASKED = [name for name in os.environ.get("MICROTOME_TRAINED_MODELS", "").split(",") if name]
 
-EXAMPLES, FEW = 100, 60
-"""Examples over all splits, and with ``--quick``."""
+EXAMPLES, FEW = 200, 60
+"""Examples over all splits: of small models, and of others or with ``--quick``."""
+
+CHEAP = ("eap", "eap-ig", "mask-ig", "information-flow")
+"""Finders of edges that are run on models that are not small."""
 
 NODE_FINDER, EDGE_FINDER = "attribution", "eap-ig"
 """Whose rankings are judged."""
@@ -47,9 +50,9 @@ EXACT = "exact-edges"
 TOP = 0.1
 """Share of the edges that counts as found, by exact patching and by a finder."""
 
-NOTE = f"""at 0.9: parts kept by the first circuit of at least 0.9 faithfulness on test; surely: with its
-whole interval above. Spearman, AUC, overlap: with exact patching of every edge, by magnitude; AUC
-and overlap of its strongest {TOP:.0%}."""
+NOTE = f"""at 0.9: parts kept by the first circuit of at least 0.9 faithfulness on test; surely:
+with its whole interval above. Spearman, AUC, overlap: with exact patching of every edge, by
+magnitude; AUC and overlap of its strongest {TOP:.0%}."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,11 @@ class Row:
 def table(options: Options) -> tuple[str, Any]:
     """Run all cases; return the table and its figures."""
     torch.set_num_threads(options.threads)
-    count = FEW if options.quick else EXAMPLES
     rows = []
     for case in CASES:
         if ASKED and case.model not in ASKED:
             continue
-        rows.append(measured(case, count))
+        rows.append(measured(case, EXAMPLES if case.small and not options.quick else FEW))
         print(_text([rows[-1]], notes=False), file=sys.stderr, flush=True)
     return _text(rows), [asdict(row) for row in rows]
 
@@ -133,16 +135,17 @@ def measured(case: Case, count: int) -> Row:
         row.along.append(along)
     finder = NODE_FINDER if LEVEL == "node" else EDGE_FINDER
     began = time.process_time()
-    found = judge(model, behavior, finder=finder)
+    found = judge(model, behavior, finder=finder, gate=case.gate)
     row.judged = {"finder": finder, "seconds": time.process_time() - began, **_judged(found)}
     return row
 
 
 def edge_methods(small: bool) -> list[str]:
     """Return the finders to run, exact patching first where it is run at all."""
+    if not small:
+        return list(CHEAP)
     names = [f.name for f in FINDERS.values() if f.level == "edge" and f.unasked]
-    cheap = [name for name in names if name != EXACT]
-    return [EXACT, *cheap, "acdc"] if small else cheap
+    return [EXACT, *(name for name in names if name != EXACT), "acdc"]
 
 
 def _curve(
@@ -194,9 +197,7 @@ def _judged(found: Judgment) -> dict[str, Any]:
         "moved": asdict(evaluation.moved),
         "grade": verdict.grade if verdict else "none",
         "sentence": verdict.sentence if verdict else "",
-        "rules": {r["name"] if isinstance(r, dict) else r.name:
-                  r["outcome"] if isinstance(r, dict) else r.outcome
-                  for r in verdict.rules} if verdict else {},
+        "rules": [dict(rule) for rule in verdict.rules] if verdict else [],
     }  # fmt: skip
 
 
@@ -221,8 +222,12 @@ def _text(rows: list[Row], *, notes: bool = True) -> str:
             f"{f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}], moved "
             f"{judged['moved']['value']:.2f}"
         )
-        failed = [name for name, outcome in judged["rules"].items() if outcome == "fail"]
-        lines.append(f"   rules that fail: {', '.join(failed) or 'none'}\n")
+        lines += [
+            f"   {rule['name']}: {rule['outcome']}: {rule['value']}; beside it {rule['baseline']}"
+            for rule in judged["rules"]
+            if rule["outcome"] not in ("pass", "reported")
+        ]
+        lines.append("")
     return "\n".join([*lines, NOTE][: None if notes else -1]) + "\n"
 
 

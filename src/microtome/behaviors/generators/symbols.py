@@ -181,9 +181,7 @@ def _sorting(w: Words, written: int) -> Draft:
         "written": float(written),
         "place": float(place),
     }
-    return Draft(
-        text(given), text(other), f" {answer}", f" {wrong}", "".join(sorted(given)), features
-    )
+    return Draft(text(given), text(other), f" {answer}", f" {wrong}", "".join(given), features)
 
 
 GENERATORS: dict[str, Callable[..., Behavior]] = {
