@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from scipy.special import erf
+from tests.small import lens_arrays
 
 import microtome as mt
 from microtome.circuits import ComponentGraph
-from microtome.core.seeds import rng
 from microtome.errors import (
     ConfigError,
     MicrotomeError,
@@ -24,7 +24,7 @@ from microtome.errors import (
     ModelSupportError,
     UnsafeFileError,
 )
-from microtome.models.lens_tensors import Shape, expected_shapes
+from microtome.models.lens_tensors import Shape
 from microtome.models.readout import Readout
 from microtome.models.transformer_lens import LensSettings, load_state_dict
 
@@ -45,12 +45,7 @@ ACTIVATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def random_arrays(shape: Shape = SHAPE, *, norms: bool = True) -> dict[str, np.ndarray]:
-    """Random tensors of every name, biases and norms included."""
-    random = rng(0, "transformer lens")
-    return {
-        name: (0.5 * random.normal(size=size)).astype(np.float32)
-        for name, size in expected_shapes(shape, norms=norms).items()
-    }
+    return lens_arrays(shape, norms=norms)
 
 
 def as_tensors(arrays: Arrays) -> dict[str, torch.Tensor]:

@@ -67,6 +67,12 @@ def load(
         if not isinstance(source, nn.Module) and isinstance(opened.module, PreTrainedModel):
             raise
         anatomy = None
+    answers = readout or readout_of(opened.module)
+    if answers.place == "first" and anatomy is not None and anatomy.causal:
+        raise ModelSupportError(
+            f"{opened.name} is to be read at its first position, which sees no other token: its "
+            "attention is causal. Leave out readout, or take a model that sees both ways."
+        )
     chosen = adds_bos(opened.tokenizer) if bos is None else bos
     return Model(
         opened.module,
@@ -74,7 +80,7 @@ def load(
         anatomy=anatomy,
         name=opened.name,
         bos=chosen,
-        readout=readout or readout_of(opened.module),
+        readout=answers,
     )
 
 
