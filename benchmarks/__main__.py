@@ -17,6 +17,7 @@ from benchmarks import (
     maximization,
     overhead,
     resuming,
+    trained,
     twins,
     workloads,
 )
@@ -29,6 +30,7 @@ MODULES: dict[str, ModuleType] = {
     "overhead": overhead,
     "twins": twins,
     "circuits": circuits,
+    "trained": trained,
     "maximization": maximization,
     "resuming": resuming,
     "harvesting": harvesting,

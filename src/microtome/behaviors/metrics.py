@@ -14,6 +14,7 @@ import torch
 
 from microtome.behaviors.examples import Example, Tokens
 from microtome.errors import MetricError, UnknownNameError, nearest
+from microtome.models.readout import Readout
 
 Value = Callable[[torch.Tensor, Example], torch.Tensor]
 """From the logits behind an example's prompt, ``[vocab]``, to a number."""
@@ -273,6 +274,20 @@ class KLToUnchanged:
 
 
 Metric = LastTokenMetric | SequenceLogProbability | KLToUnchanged
+
+
+def require_end(metric: Metric, readout: Readout) -> None:
+    """Refuse a metric of whole continuations for a model that does not answer at the prompt's end.
+
+    Raises:
+        MetricError: If it is one.
+    """
+    if readout.place != "last" and isinstance(metric, SequenceLogProbability):
+        raise MetricError(
+            f"{metric.name} reads what follows the prompt, but this model answers at its "
+            f"{readout.place} position. Take a metric such as logit_difference."
+        )
+
 
 METRICS: dict[str, Metric] = {
     "logit_difference": LastTokenMetric(
