@@ -2,8 +2,8 @@
 
 ``workloads``: microtome, raw PyTorch and the peers on workloads a to f. ``growth``: what a sweep
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
-``overhead``: tracing against the bare model. ``twins``: false claims on random models.
-``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
+``overhead``: tracing against the bare model. ``false_claims``: how often verdicts and tests find
+something where there is nothing. ``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
 the corpus. ``resuming``: a sweep that is killed half-way and goes on.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmarks import (
     circuits,
+    false_claims,
     growth,
     large,
     maximization,
     overhead,
     resuming,
-    twins,
     workloads,
 )
 from benchmarks.options import Options, add_arguments, options
@@ -31,7 +31,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "growth": growth.table,
     "large": large.table,
     "overhead": lambda _: (overhead.table(), None),
-    "twins": lambda _: (twins.table(), None),
+    "false_claims": false_claims.table,
     "circuits": circuits.table,
     "maximization": lambda _: (maximization.table(), None),
     "resuming": lambda _: (resuming.table(), None),
