@@ -3,8 +3,9 @@
 ``workloads``: microtome, raw PyTorch and the peers on workloads a to f. ``growth``: what a sweep
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``false_claims``: how often verdicts and tests find
-something where there is nothing. ``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
-the corpus. ``resuming``: a sweep that is killed half-way and goes on.
+something where there is nothing. ``circuits``: what scoring every edge costs. ``maximization``:
+texts that excite neurons, against the corpus. ``resuming``: a sweep that is killed half-way and
+goes on.
 """
 
 from __future__ import annotations

@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.false_claims import verdicts
+from benchmarks.false_claims import neighbors, verdicts
 from benchmarks.false_claims.counting import Ledger, Row
 from benchmarks.options import Options
 
 WHAT: dict[str, Callable[[Ledger, int], tuple[str, list[Row]]]] = {
     "verdict": verdicts.table,
+    "shi": neighbors.shi,
+    "scrub": neighbors.scrubbing,
+    "versus": neighbors.contrasts,
+    "names": neighbors.names,
 }
 """The tables by name."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import contextlib
+from functools import cache
 
 from microtome.behaviors import Behavior, get
 from microtome.circuits.truth.compiling import Compiled, compile_program
 from microtome.circuits.truth.planting import Planted, plant, planted_behavior
 from microtome.circuits.truth.programs import PROGRAMS, program
+from microtome.errors import ConfigError
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
 
@@ -20,6 +22,9 @@ TASKS = ("quote-closing", "bracket-closing")
 
 ITEMS, CODE_ITEMS = 120, 60
 """Items of each behavior over its three splits."""
+
+TRIES = 20
+"""Seeds that are tried for items that fill all splits."""
 
 COMPILED = 3
 """Models that each program is compiled to, with rotations and decoys of their own."""
@@ -35,21 +40,32 @@ def specimen(name: str, number: int) -> tuple[Model, Behavior]:
     if name == CODE:
         return _code(), get(TASKS[number % len(TASKS)], n=CODE_ITEMS, seed=number)
     made = compiled(name, number % COMPILED)
-    return made.model, planted_behavior(made, n=ITEMS, seed=number)
+    return made.model, drawn(made, number)
 
 
-@lru_cache(maxsize=None)
+def drawn(made: Compiled, seed: int, *, n: int = ITEMS) -> Behavior:
+    """Return a program's behavior; of seeds a million apart the first whose items fill all splits.
+
+    Programs with few inputs do not fill them with every division of their templates.
+    """
+    for attempt in range(TRIES):
+        with contextlib.suppress(ConfigError):
+            return planted_behavior(made, n=n, seed=seed + attempt * 1_000_000)
+    raise ConfigError(f"{made.program.name}: no items for every split from {TRIES} seeds.")
+
+
+@cache
 def compiled(name: str, seed: int) -> Compiled:
     """Return one of the models of a program."""
     return compile_program(program(name), seed=seed)
 
 
-@lru_cache(maxsize=None)
+@cache
 def planted(name: str, seed: int) -> Planted:
     """Return a program with its truth, which costs some patching."""
     return plant(name, n=ITEMS, seed=seed)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _code() -> Model:
     return load(CODE)

@@ -69,7 +69,9 @@ def _details(rows: list[Row], reached: list[Row], *, true: bool) -> list[str]:
     stopped = Counter(r["failed"][0] for r in rows if r["failed"])
     lines = []
     if stopped:
-        lines.append("      stopped by " + ", ".join(f"{n} ({c})" for n, c in stopped.most_common()))
+        lines.append(
+            "      stopped by " + ", ".join(f"{n} ({c})" for n, c in stopped.most_common())
+        )
     if true:
         grades = Counter(r["grade"] for r in rows)
         lines.append("      " + ", ".join(f"{g}: {c}" for g, c in grades.most_common()))
@@ -128,7 +130,7 @@ def _row(found: Claim) -> Row:
         "grade": found.verdict.grade,
         "parts": len(found.circuit.parts),
         "of": len(found.circuit.universe),
-        "faithfulness": [f.value, f.low, f.high],
+        "faithfulness": f.to_dict(),
         "failed": [
             r["name"]
             for r in found.verdict.rules

@@ -189,7 +189,9 @@ def _inverted(evidence: Evidence) -> Rule:
     )
     accuracy = evidence.inverted_accuracy
     if accuracy is None:
-        return Rule("inverted target", demand, "not run: an earlier rule failed already", "", "unsure")
+        return Rule(
+            "inverted target", demand, "not run: an earlier rule failed already", "", "unsure"
+        )
     chance = (
         0.5
         if evidence.gate is None

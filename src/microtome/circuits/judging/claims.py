@@ -41,8 +41,8 @@ class Claim(Result):
     Attributes:
         circuit: The circuit.
         evaluation: It on test.
-        nulls: The nulls; None where gate or sufficiency had failed. Without curves, and with fewer twins
-            where one did as well as the circuit.
+        nulls: The nulls; None where gate or sufficiency had failed. Without curves, and with fewer
+            twins where one did as well as the circuit.
         verdict: The verdict. Its rule of stability is about resamples alone.
         provenance: Model, seed, versions.
     """
@@ -112,12 +112,8 @@ def claim(
             count=RANDOM_CIRCUITS,
         )  # fmt: skip
         found = replace(found, random=floor)
-        wrong = inverted_accuracy(
-            model, train, test, circuit, search, ablation=ablation, seed=seed
-        )
-        others = takeovers(
-            model, test, circuit, ablation=ablation, metric=metric, reference=train
-        )
+        wrong = inverted_accuracy(model, train, test, circuit, search, ablation=ablation, seed=seed)
+        others = takeovers(model, test, circuit, ablation=ablation, metric=metric, reference=train)
     verdict = decide(
         Evidence(
             circuit=circuit,
