@@ -19,7 +19,7 @@ from functools import partial
 from benchmarks.false_claims.counting import Ledger, Row, line, mean_seconds, rate
 from benchmarks.false_claims.material import CODE, COMPILED, NAMES, planted, specimen
 from microtome.behaviors.check import check
-from microtome.circuits.judging.claims import Claim, claim
+from microtome.circuits.judging.briefly import BriefVerdict, brief_verdict
 from microtome.circuits.results import Level
 from microtome.circuits.verdict import GRADES
 
@@ -91,7 +91,9 @@ def _twin(name: str, level: Level, number: int) -> Row:
     model, behavior = specimen(name, number)
     examples = behavior.prepare(model)
     with model.twin(TWIN + number) as twin:
-        return _row(claim(twin, examples, FINDERS[level], metric=behavior.metric, seed=number))
+        return _row(
+            brief_verdict(twin, examples, FINDERS[level], metric=behavior.metric, seed=number)
+        )
 
 
 def _permuted(count: int, *, gated: bool) -> Cases:
@@ -106,7 +108,7 @@ def _meaningless(name: str, number: int, gated: bool) -> Row:
     behavior = behavior.shuffle(number)
     examples = behavior.prepare(model)
     gate = check(model, behavior, seed=number, examples=examples) if gated else None
-    return _row(claim(model, examples, FINDERS["node"], gate=gate, seed=number))
+    return _row(brief_verdict(model, examples, FINDERS["node"], gate=gate, seed=number))
 
 
 def _planted(level: Level, *, given: bool) -> Cases:
@@ -121,10 +123,12 @@ def _true(name: str, level: Level, seed: int, given: bool) -> Row:
     circuit = one.circuit(level=level) if given else None
     examples = one.behavior.prepare(one.model)
     gate = check(one.model, one.behavior, seed=seed, examples=examples)
-    return _row(claim(one.model, examples, FINDERS[level], circuit=circuit, gate=gate, seed=seed))
+    return _row(
+        brief_verdict(one.model, examples, FINDERS[level], circuit=circuit, gate=gate, seed=seed)
+    )
 
 
-def _row(found: Claim) -> Row:
+def _row(found: BriefVerdict) -> Row:
     f = found.evaluation.faithfulness
     return {
         "grade": found.verdict.grade,

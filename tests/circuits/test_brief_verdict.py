@@ -1,4 +1,4 @@
-"""The verdict alone: the same as judging's, and permutations whose effects are larger than asked."""
+"""The verdict alone: the same as judging's, and permutations with larger effects than asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.circuits.planted import planted_model
 from microtome.behaviors import quote_closing
 from microtome.behaviors.check import check
 from microtome.circuits import judge
-from microtome.circuits.judging.claims import Claim, claim
+from microtome.circuits.judging.briefly import BriefVerdict, brief_verdict
 from microtome.circuits.judging.nulls import search_nulls
 from microtome.circuits.truth.planting import Planted, plant
 from microtome.circuits.verdict import GRADES
@@ -23,11 +23,13 @@ def planted() -> Planted:
 
 
 @pytest.fixture(scope="module")
-def found(planted: Planted) -> Claim:
-    return claim(planted.model, planted.behavior.prepare(planted.model), "attribution", seed=3)
+def found(planted: Planted) -> BriefVerdict:
+    return brief_verdict(
+        planted.model, planted.behavior.prepare(planted.model), "attribution", seed=3
+    )
 
 
-def test_it_agrees_with_judging(planted: Planted, found: Claim) -> None:
+def test_it_agrees_with_judging(planted: Planted, found: BriefVerdict) -> None:
     judged = judge(planted.model, planted.behavior, finder="attribution", gate=False, seed=3)
     assert judged.verdict is not None and judged.nulls is not None and found.nulls is not None
     assert found.verdict.grade == judged.verdict.grade == GRADES[0]
@@ -43,7 +45,7 @@ def test_a_given_circuit_is_decided_on(planted: Planted) -> None:
     examples = planted.behavior.prepare(planted.model)
     other = next(p for p in planted.circuit().universe if p not in planted.circuit().kept)
     wrong = replace(planted.circuit(), parts=(other,))
-    decided = claim(planted.model, examples, "attribution", circuit=wrong)
+    decided = brief_verdict(planted.model, examples, "attribution", circuit=wrong)
     assert decided.circuit.parts == (other,) and decided.nulls is None
     assert decided.verdict.grade == GRADES[-1]
 
@@ -53,12 +55,14 @@ def test_nothing_is_searched_behind_a_closed_gate() -> None:
     examples = behavior.prepare(model)
     gate = check(model, behavior, examples=examples)
     assert not gate.passed
-    decided = claim(model, examples, "attribution", gate=gate)
+    decided = brief_verdict(model, examples, "attribution", gate=gate)
     assert decided.nulls is None and decided.verdict.grade == GRADES[-1]
     assert {r["name"]: r["outcome"] for r in decided.verdict.rules}["gate"] == "fail"
 
 
-def test_permutations_of_chance_have_effects_as_large(planted: Planted, found: Claim) -> None:
+def test_permutations_of_chance_have_effects_as_large(
+    planted: Planted, found: BriefVerdict
+) -> None:
     """Against true answers no permutation comes near; against permuted ones others exceed them."""
     assert found.nulls is not None and found.nulls.permuted.max() < 0.9
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Claim(Result):
+class BriefVerdict(Result):
     """A circuit and its verdict.
 
     Attributes:
@@ -54,7 +54,7 @@ class Claim(Result):
     provenance: Provenance | None = None
 
 
-def claim(
+def brief_verdict(
     model: Model,
     examples: Examples,
     finder: Search | str,
@@ -66,7 +66,7 @@ def claim(
     nulls: int = NULLS,
     gate: Check | None = None,
     seed: int = 0,
-) -> Claim:
+) -> BriefVerdict:
     """Search a circuit and decide on it, as :func:`microtome.circuits.judge` does.
 
     Args:
@@ -127,4 +127,4 @@ def claim(
             train_templates=len({e.template for e in train}),
         )
     )
-    return Claim(circuit, evaluation, found, verdict, evaluation.provenance)
+    return BriefVerdict(circuit, evaluation, found, verdict, evaluation.provenance)
