@@ -164,4 +164,4 @@ def test_a_twin_is_judged_and_its_model_restored() -> None:
     assert row["grade"] == "not established" and row["of"] == 8
     assert row == verdicts._twin("previous-token", "node", 0)
     assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
-    assert behavior == material.specimen("previous-token", 0)[1]
+    assert behavior.items == material.specimen("previous-token", 0)[1].items
