@@ -10,6 +10,8 @@ import torch
 from benchmarks import large, trained, trained_cases
 from benchmarks.contenders import CONTENDERS, select
 from benchmarks.environments import Environment
+from benchmarks.false_claims import material, verdicts
+from benchmarks.false_claims.counting import Ledger, rate
 from benchmarks.options import Options
 from benchmarks.peers import common, microtome, raw
 from benchmarks.peers.task import Task, parse
@@ -168,3 +170,35 @@ def test_a_trained_model_gets_its_row(monkeypatch) -> None:
     assert [a["method"] for a in row["along"]] == ["attribution", *trained.CHEAP]
     assert row["judged"]["level"] == "node" and row["judged"]["grade"] in text
     assert "gate: switched off" in text
+
+
+def test_cases_of_false_claims_are_kept_and_resumed(tmp_path) -> None:
+    file, ran = tmp_path / "rows.jsonl", []
+
+    def case(number: int):
+        def make():
+            ran.append(number)
+            return {"hit": number == 1}
+
+        return f"case/{number}", make
+
+    first = Ledger(file).run(case(n) for n in range(2))
+    with file.open("a") as rest:
+        rest.write('{"case": "case/2", "hi')  # killed while it wrote
+    again = Ledger(file)
+    rows = again.run(case(n) for n in range(3))
+    assert ran == [0, 1, 2] and rows[:2] == first
+    late = Ledger(file, minutes=-1.0)
+    assert late.run([case(7)]) == [] and late.left == 1
+    assert rate(1, 3).startswith("1/3 = 33.3% [0.8%, 90.6%]")
+    assert rate(0, 0) == "none run"
+
+
+def test_a_twin_is_judged_and_its_model_restored() -> None:
+    model, behavior = material.specimen("previous-token", 0)
+    before = {name: p.clone() for name, p in model.module.named_parameters()}
+    row = verdicts._twin("previous-token", "node", 0)
+    assert row["grade"] == "not established" and row["of"] == 8
+    assert row == verdicts._twin("previous-token", "node", 0)
+    assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
+    assert behavior.items == material.specimen("previous-token", 0)[1].items

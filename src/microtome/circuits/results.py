@@ -216,8 +216,8 @@ class Nulls(Result):
 
     Attributes:
         twins: Closeness, item by item, of the circuit found in each twin to that twin.
-        permuted: Guaranteed closeness of the circuits found for permuted answers, on test answers
-            permuted likewise: their effect as a share of that of the true answers.
+        permuted: Size of the effect of the circuits found for permuted answers, on test answers
+            permuted likewise, as a share of the effect of the true answers.
         random: That of random subgraphs matched by layer and type, on the true answers: a floor.
         twin_curves: Faithfulness of each twin's circuits on validation ``[twin, size]``.
         sizes: Sizes of the curves.

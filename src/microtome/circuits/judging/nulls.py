@@ -48,7 +48,8 @@ def search_nulls(
     A twin is scored on its own behavior. A permutation of the answers is scored on test answers
     permuted likewise, as a share of the effect that the true answers have: the finder ranks by
     magnitude and may return the very same nodes, but for meaningless answers no effect as large
-    may come out.
+    may come out, of either sign. Where the effect of the true answers is itself chance, effects of
+    permutations are as large as it is, and often larger.
 
     Args:
         model: The model.
@@ -94,8 +95,7 @@ def search_nulls(
         shuffled, asked = (permute(part, seed * 1000 + number) for part in (train, test))
         kept = top(rules.ranking(model, shuffled), size)
         some, none = rules.values(model, asked, kept, frozenset())
-        share = cluster_ratio_bootstrap(some - none, full - empty, test.clusters, seed=seed)
-        permuted.append(closeness(share))
+        permuted.append(_share((some - none).mean(), (full - empty).mean()))
         overlaps.append(len(kept & circuit.kept) / max(len(kept | circuit.kept), 1))
         progress.step(2 * number + 2, 2 * count, "nulls")
     return Nulls(
@@ -137,6 +137,11 @@ class _Rules:
         everything = frozenset(ran.universe)
         kept = [everything if c is None else c for c in circuits]
         return ran.run(kept, [self.metric])[self.metric]
+
+
+def _share(effect: float, of: float) -> float:
+    """Return how large an effect is beside another, whatever their signs."""
+    return float(abs(effect / of)) if of else float("inf")
 
 
 def _mean_curve(values: np.ndarray) -> list[float]:
