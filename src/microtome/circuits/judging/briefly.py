@@ -17,11 +17,10 @@ from microtome.circuits.judging.evaluation import (
     evaluate,
     item_closeness,
     takeovers,
-    universe_of,
 )
-from microtome.circuits.judging.levels import Search, search_by_name
+from microtome.circuits.judging.levels import Search, level_of, search_by_name, universe_of
 from microtome.circuits.judging.nulls import random_floor, search_nulls
-from microtome.circuits.judging.protocol import RANDOM_CIRCUITS, inverted_accuracy, level_of
+from microtome.circuits.judging.protocol import RANDOM_CIRCUITS, inverted_accuracy
 from microtome.circuits.judging.variation import stability
 from microtome.circuits.results import Circuit, Evaluation, Nulls, Verdict
 from microtome.circuits.verdict import NULLS, Evidence, can_reach_a_grade, decide
