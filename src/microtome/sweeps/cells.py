@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from microtome.errors import SweepError
-from microtome.tracing.sites import BLOCK_SITES, Site
+from microtome.tracing.sites import Site
+from microtome.tracing.vocabulary import axes_of
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -91,7 +92,7 @@ def canonical(value: torch.Tensor, name: str, heads: int) -> torch.Tensor:
     """
     if name in PORTS:
         return value.unsqueeze(2).expand(-1, -1, heads, -1)
-    axes = BLOCK_SITES[name]
+    axes = axes_of(name)
     if "query" in axes:
         return value.transpose(1, 2)
     if axes[2] == "neuron":

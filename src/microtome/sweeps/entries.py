@@ -14,7 +14,8 @@ from microtome.sweeps.cells import WHOLE, Cell, intervention
 from microtome.sweeps.groups import Group, half
 from microtome.sweeps.schedule import Wave
 from microtome.tracing.replay import BaseRun
-from microtome.tracing.sites import BLOCK_SITES, Site
+from microtome.tracing.sites import Site
+from microtome.tracing.vocabulary import axes_of
 
 if TYPE_CHECKING:
     from microtome.sweeps.plans import Plan
@@ -182,7 +183,7 @@ def _writer(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function that writes chosen entries into a site's value."""
     row, pos, unit, number = index
-    axes = BLOCK_SITES[site]
+    axes = axes_of(site)
     axis = axes.index("query") if "query" in axes else 1
 
     def write(value: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from microtome.models.anatomy import Anatomy
 from microtome.models.fingerprint import fingerprint
 from microtome.tracing import prompts as batches
+from microtome.tracing.attaching import Attaching
 from microtome.tracing.catalog import Catalog, SiteInfo
 from microtome.tracing.instrument import Instrument, listed
 from microtome.tracing.interventions import Intervention
@@ -32,7 +33,7 @@ Capture = str | Site | Sequence[str | Site]
 Logits = Literal["all", "last"] | None
 
 
-class Model:
+class Model(Attaching):
     """A network under study: the user's own module, its tokenizer and its anatomy.
 
     The module is not copied or changed; hooks are put on for a call and taken off after it. It has
@@ -44,6 +45,7 @@ class Model:
         anatomy: Where its parts are, or None where it is not a transformer.
         name: Folder, hub id or class it was opened from.
         bos: Whether texts get a beginning-of-sequence token.
+        codecs: Codecs attached by :meth:`attach`.
     """
 
     def __init__(
