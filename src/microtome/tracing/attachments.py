@@ -41,7 +41,7 @@ class Attachment:
         codec: The codec.
         at: The site it reads.
         to: The site whose value it stands for; that it reads, except for transcoders.
-        dtype: Type the codec computes in; latents and error have it, whatever the model's is.
+        dtype: Type the codec computes in, whatever the model's is.
         affine: Whether decoded latents add up, which was measured.
         fingerprint: Hash of the codec's weights, or of what it gives for the probe.
     """
@@ -98,8 +98,7 @@ class Attachment:
             nothing = torch.zeros(1, self.codec.d_sae, dtype=self.dtype, device=latents.device)
             parts = []
             for some in latents.split(256):
-                units = nothing.expand(len(some), -1).clone()
-                units[torch.arange(len(some)), some] = 1.0
+                units = nothing.repeat(len(some), 1).scatter_(1, some.unsqueeze(1), 1.0)
                 parts.append(self.decode(units) - self.decode(nothing))
             return torch.cat(parts)
 

@@ -79,7 +79,9 @@ class Use:
 
     def depart(self, call: Call, value: torch.Tensor, positions: Positions) -> None:
         """Encode what a transcoder reads, and change its latents; its target is passed later."""
-        state = call.codecs[self.latents.name] = self._encoded(value)
+        state = self._encoded(value)
+        if self.writes or self.wants_error:
+            call.codecs[self.latents.name] = state
         for change in self.latents.interventions:
             self._write_latents(state, change, positions)
         self._keep_latents(call, state, positions)
@@ -142,7 +144,7 @@ class Use:
             rows = where.nonzero(as_tuple=True)
             picked = value[rows]
             change = self._decoded(state.latents[rows]) - self._decoded(state.old[rows])
-            moved = picked.to(change.dtype) + change.reshape(picked.shape)
+            moved = picked + change.reshape(picked.shape)
             found = value.index_put(rows, moved.to(value.dtype))
         if grad:
             found = carried(found, value, self._decoded(state.latents), -self._decoded(state.old))
@@ -186,7 +188,7 @@ class Use:
 
     def _error(self, state: State, value: torch.Tensor) -> torch.Tensor:
         if state.error is None:
-            found = value.flatten(2).to(self.attachment.dtype) - self._decoded(state.old)
+            found = value.flatten(2) - self._decoded(state.old)
             found = found if state.past is None else found - state.past
             state.error = found.reshape(value.shape)
         return state.error
@@ -242,6 +244,9 @@ def spliced(call: Call, point: Point, value: torch.Tensor, positions: Positions)
         for state in call.codecs.values():
             if state.seen is before:
                 state.seen = value
+    for use in point.targets:
+        # latents are wide, and nothing behind this site needs them
+        call.codecs.pop(use.latents.name, None)
     return value
 
 
