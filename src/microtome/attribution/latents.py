@@ -121,23 +121,19 @@ def top_latents(
         EmptyDataError: If there are no examples or texts, or no latent is moved.
         SiteError: If the site is not that of latents.
     """
-    if k < 1 or steps < 1:
-        raise ConfigError(f"k={k}, steps={steps}; expected at least 1 of each.")
-    if not 0 <= most_elsewhere <= 1:
-        raise ConfigError(f"most_elsewhere={most_elsewhere}; expected a share from 0 to 1.")
+    _check(k, steps, most_elsewhere)
     examples = behavior.prepare(model) if isinstance(behavior, Behavior) else behavior
     if len(examples) == 0:
         raise EmptyDataError("There are no examples.")
     places = _places(model, at(site))
-    names = list(places.values())
     chosen = single_row(metric, "Latent attribution")
     estimates = mean_effects(model, chosen, examples, list(places.items()), base, steps, 32)
-    shares, tokens = active_shares(model, names, elsewhere) if elsewhere is not None else ({}, 0)
     units = [(layer, n) for layer, found in estimates.items() for n in range(len(found))]
     strength = np.concatenate(list(estimates.values()))
-    share = np.concatenate(
-        [shares.get(places[at_layer], np.full(len(e), np.nan)) for at_layer, e in estimates.items()]
-    )
+    share, tokens = np.full(len(units), np.nan), 0
+    if elsewhere is not None:
+        shares, tokens = active_shares(model, list(places.values()), elsewhere)
+        share = np.concatenate([shares[places[layer]] for layer in estimates])
     picked, left_out = _picked(strength, share, k, most_elsewhere, str(site))
     top = [units[n] for n in picked]
     by_block = {layer: sorted(n for there, n in top if there == layer) for layer, _ in top}
@@ -201,6 +197,13 @@ def active_shares(
                 counts[site] = counts[site] + new if site in counts else new
         tokens += sum(len(w.ids) - w.fresh for w in part)
     return {site: count / tokens for site, count in counts.items()}, tokens
+
+
+def _check(k: int, steps: int, most_elsewhere: float) -> None:
+    if k < 1 or steps < 1:
+        raise ConfigError(f"k={k}, steps={steps}; expected at least 1 of each.")
+    if not 0 <= most_elsewhere <= 1:
+        raise ConfigError(f"most_elsewhere={most_elsewhere}; expected a share from 0 to 1.")
 
 
 def _places(model: Model, site: Site) -> dict[int, str]:

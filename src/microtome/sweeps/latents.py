@@ -125,7 +125,7 @@ def directions_of(
     model: Model, site: Site, by_block: Mapping[int, Sequence[int]]
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Return what one unit of each of some latents adds, of codecs whose latents add up."""
-    codecs = codecs_at(model, site)
+    codecs = codecs_at(model, site) if by_block else {}
     found = {}
     for layer, some in by_block.items():
         if codecs[layer].affine:

@@ -111,22 +111,15 @@ def plan(
     if len(examples) == 0:
         raise EmptyDataError("There are no examples to sweep over.")
     chosen = at(site)
-    if chosen.name not in SWEPT and not codec_of(chosen.name):
-        raise SweepError(f"{chosen.name!r} cannot be swept{nearest(chosen.name, SWEPT)}.")
-    if operation not in ("patch", "zero", "mean"):
-        raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
-    if certify is not None and certify < 1:
-        raise ConfigError(f"certify={certify}; expected at least one run.")
+    _check(chosen, operation, certify)
     axis = _axis(chosen, over)
-    units = _from_start(anatomy, neurons)
-    if axis == "latent":
-        units = chosen_latents(model, chosen, examples, latents)
+    by_block = chosen_latents(model, chosen, examples, latents) if axis == "latent" else {}
+    units = by_block or _from_start(anatomy, neurons)
     columns = _columns(anatomy, chosen, axis, examples, units)
     cells = _cells(model, chosen, axis, columns, units if isinstance(units, Mapping) else None)
     measured = _metric(metric)
     used, declined = choose(model, measured, rules, split=split_reason(model, chosen))
     lines = rows_of(measured, examples, base)
-    by_block = units if axis == "latent" and isinstance(units, Mapping) else {}
     return Plan(
         model=model,
         examples=examples,
@@ -145,7 +138,7 @@ def plan(
         means=_means(model, examples, chosen.name, cells, base) if operation == "mean" else {},
         seed=seed,
         certify=certify,
-        directions=directions_of(model, chosen, by_block) if by_block else {},
+        directions=directions_of(model, chosen, by_block),
     )
 
 
@@ -173,6 +166,15 @@ def sweep(
         certify=certify,
     )  # fmt: skip
     return planned.execute(progress)
+
+
+def _check(site: Site, operation: str, certify: int | None) -> None:
+    if site.name not in SWEPT and not codec_of(site.name):
+        raise SweepError(f"{site.name!r} cannot be swept{nearest(site.name, SWEPT)}.")
+    if operation not in ("patch", "zero", "mean"):
+        raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
+    if certify is not None and certify < 1:
+        raise ConfigError(f"certify={certify}; expected at least one run.")
 
 
 def _means(

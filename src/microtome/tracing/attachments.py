@@ -199,20 +199,7 @@ def _probed(
     name: str, codec: Codec, value: torch.Tensor, wanted: torch.Tensor, read: Site, written: Site
 ) -> Attachment:
     """Run the codec on recorded values of the sites and check what it gives."""
-    width, out = value.flatten(2).shape[-1], wanted.flatten(2).shape[-1]
-    if codec.d_in != width:
-        raise ShapeError(f"{name} reads {codec.d_in} numbers (d_in), but {read} has {width}.")
-    if codec.d_out != out:
-        also = "" if read != written else ". A transcoder needs to=, the site it writes"
-        raise ShapeError(
-            f"{name} writes {codec.d_out} numbers (d_out), but {written} has {out}{also}."
-        )
-    dtype, device = _computes_in(codec)
-    if device is not None and device != value.device:
-        raise ConfigError(
-            f"{name} lies on {device} and the model's values on {value.device}. Move the codec: "
-            f"codec.to({str(value.device)!r})."
-        )
+    dtype = _fitting(name, codec, value, wanted, read, written)
     draft = Attachment(name, codec, read, written, dtype, False, "")
     places = tuple(value.shape[:2])
     try:
@@ -238,6 +225,27 @@ def _probed(
             "position alone."
         )
     return replace(draft, affine=affine, fingerprint=_hash(codec, latents))
+
+
+def _fitting(
+    name: str, codec: Codec, value: torch.Tensor, wanted: torch.Tensor, read: Site, written: Site
+) -> torch.dtype:
+    """Return the type the codec computes in; refuse one of another width or on another device."""
+    width, out = value.flatten(2).shape[-1], wanted.flatten(2).shape[-1]
+    if codec.d_in != width:
+        raise ShapeError(f"{name} reads {codec.d_in} numbers (d_in), but {read} has {width}.")
+    if codec.d_out != out:
+        also = "" if read != written else " A transcoder needs to=, the site it writes."
+        raise ShapeError(
+            f"{name} writes {codec.d_out} numbers (d_out), but {written} has {out}.{also}"
+        )
+    dtype, device = _computes_in(codec)
+    if device is not None and device != value.device:
+        raise ConfigError(
+            f"{name} lies on {device} and the model's values on {value.device}. Move the codec: "
+            f"codec.to({str(value.device)!r})."
+        )
+    return dtype
 
 
 def _check(name: str, what: str, value: torch.Tensor, shape: tuple[int, ...]) -> None:

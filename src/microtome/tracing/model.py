@@ -324,7 +324,9 @@ class Model(Attaching):
         if self.anatomy is None:
             return f"Model({self.name!r}, {type(self.module).__name__}, module sites only)"
         a = self.anatomy
-        return f"Model({self.name!r}, {a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model})"
+        names = ", ".join(dict.fromkeys(one.name for one in self.codecs))
+        size = f"{a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model}"
+        return f"Model({self.name!r}, {size}{names and f', with {names}'})"
 
 
 def _vocab(module: nn.Module, anatomy: Anatomy | None) -> int | None:
