@@ -301,6 +301,26 @@ def test_what_lies_before_gets_the_models_own_gradient() -> None:
     )
 
 
+def test_a_held_error_leaves_the_gradient_of_the_codec_only() -> None:
+    model = opened()
+    sae, error = codec(model), f"{STREAM}.error"
+    kept = model.trace(TOKENS, capture=error)
+    before = "blocks.1.resid_pre"
+
+    def metric(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1, 7]
+
+    held = [at(error).patch(kept)]
+    found = model.gradients(metric, [before, STREAM], TOKENS, interventions=held)
+    usual = model.gradients(metric, before, TOKENS)
+    # the value is what it was, bit for bit, only its slope is another
+    torch.testing.assert_close(found.metric, usual.metric, rtol=0, atol=0)
+    assert not torch.allclose(found[before], usual[before], rtol=1e-2)
+    change = at("blocks.1.resid_post").apply(lambda x: sae.decode(sae.encode(x)) + kept[error])
+    by_hand = plain().gradients(metric, before, TOKENS, interventions=[change])
+    torch.testing.assert_close(found[before], by_hand[before], rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_from_latent_to_latent() -> None:
     model = plain()
     width = model.anatomy.d_model  # type: ignore[union-attr]
@@ -382,6 +402,23 @@ def test_a_float32_codec_in_a_bfloat16_model() -> None:
     assert torch.equal(spliced["blocks.1.resid_post"], wanted.to(torch.bfloat16))
     slopes = coded.gradients(lambda logits, _: logits[:, -1, 7], [STREAM], TOKENS)
     assert slopes[STREAM].dtype == torch.float32 and float(slopes[STREAM].abs().max()) > 0
+
+
+def test_a_codec_in_bfloat16() -> None:
+    model = plain("llama")
+    width = model.anatomy.d_model  # type: ignore[union-attr]
+    coded = model.attach("sae", TopKSAE(width, 24).bfloat16(), at="blocks.1.resid_post")
+    names = [STREAM, f"{STREAM}.error", "blocks.1.resid_post"]
+    trace = coded.trace(TOKENS, capture=names)
+    assert coded.codecs[0].affine and trace[STREAM].dtype == torch.bfloat16
+    assert trace[f"{STREAM}.error"].dtype == torch.float32
+    total = codec(coded).decode(trace[STREAM]) + trace[f"{STREAM}.error"]
+    torch.testing.assert_close(total, trace["blocks.1.resid_post"])
+    same = [at(STREAM).scale(1.0), at(f"{STREAM}.error").scale(1.0)]
+    assert torch.equal(coded.trace(TOKENS, interventions=same).logits, trace.logits)  # type: ignore[arg-type]
+    slopes = coded.gradients(lambda logits, _: logits[:, -1, 7], names, TOKENS)
+    assert slopes[STREAM].dtype == torch.bfloat16
+    assert all(bool(torch.isfinite(slopes[n]).all()) for n in names)
 
 
 def test_the_model_itself_is_not_changed() -> None:

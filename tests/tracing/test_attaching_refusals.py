@@ -48,6 +48,9 @@ class Odd(DenseSAE):
         found = super().encode(values)
         if self.fault == "mixes":
             return found - found.mean(1, keepdim=True)
+        if self.fault == "shares":
+            least = found.flatten().topk(2 * found[..., 0].numel()).values[-1]
+            return torch.where(found >= least, found, 0.0)
         if self.fault == "raises":
             raise RuntimeError("my own fault")
         return found * float("nan") if self.fault == "nan" else found[..., :-1]
@@ -94,6 +97,7 @@ def test_what_cannot_be_attached(
     ("fault", "error", "match"),
     [
         ("mixes", ConfigError, "other positions"),
+        ("shares", ConfigError, r"codec\.eval\(\)"),
         ("raises", ConfigError, "my own fault"),
         ("nan", ShapeError, "NaN"),
         ("short", ShapeError, "expected"),

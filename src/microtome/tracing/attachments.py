@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 SAME = 1e-4
 """Relative difference up to which latents, and sums of decoded latents, count as the same."""
 
+ALONE = 8
+"""Positions of the probe that are encoded alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class Attachment:
@@ -206,8 +209,7 @@ def _probed(
         with torch.no_grad():
             latents = draft.encode(value)
             _check(name, "latents", latents, (*places, codec.d_sae))
-            # a row of its own for each position: what a codec must not mix
-            alone = draft.encode(value.flatten(0, 1).unsqueeze(1)).reshape(latents.shape)
+            mixed = _mixes(draft, value, latents)
             past = draft.bypass(value)
             _check(name, "decoded latents", draft.decode(latents), (*places, codec.d_out))
             affine = _adds_up(draft, latents)
@@ -218,7 +220,7 @@ def _probed(
         ) from error
     if past is not None:
         _check(name, "bypass", past, (*places, codec.d_out))
-    if relative_error(alone, latents) > SAME:
+    if mixed:
         raise ConfigError(
             f"{name}: the latents of a position change with the other positions beside it (as in a "
             "codec left in training mode). Call codec.eval(), or attach one that encodes each "
@@ -255,6 +257,22 @@ def _check(name: str, what: str, value: torch.Tensor, shape: tuple[int, ...]) ->
         raise ShapeError(f"{name}: {what} hold NaN or infinity.")
 
 
+def _mixes(draft: Attachment, value: torch.Tensor, latents: torch.Tensor) -> bool:
+    """Return whether many positions have other latents when each is encoded alone.
+
+    A few may: of two nearly equal latents rounding can choose the other one.
+    """
+    slack = max(SAME, 8 * torch.finfo(draft.dtype).eps)
+    flat, given = value.flatten(0, 1), latents.flatten(0, 1)
+    places = range(0, len(flat), max(1, len(flat) // ALONE))
+    wrong = [
+        relative_error(draft.encode(flat[n].reshape(1, 1, *value.shape[2:]))[0, 0], given[n])
+        > slack
+        for n in places
+    ]
+    return 4 * sum(wrong) > len(wrong)
+
+
 def _computes_in(codec: Codec) -> tuple[torch.dtype, torch.device | None]:
     """Return the type a codec computes in, and where it lies if it says so."""
     if isinstance(codec, nn.Module):
@@ -272,7 +290,8 @@ def _adds_up(found: Attachment, latents: torch.Tensor) -> bool:
     shape = (2, latents.shape[-1])
     one, other = (torch.rand(shape, generator=generator).to(latents) * size for _ in range(2))
     both = found.decode(one + other) + found.decode(torch.zeros_like(one))
-    return relative_error(both, found.decode(one) + found.decode(other)) <= SAME
+    slack = max(SAME, 8 * torch.finfo(found.dtype).eps)
+    return relative_error(both, found.decode(one) + found.decode(other)) <= slack
 
 
 def _hash(codec: Codec, latents: torch.Tensor) -> str:
