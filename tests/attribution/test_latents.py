@@ -66,6 +66,8 @@ def test_the_strongest_are_ranked_and_confirmed(tmp_path: Path) -> None:
     frame = found.to_frame()
     assert list(frame.latent) == list(found.latents) and (frame.low <= frame.high).all()
     again = LatentEffects.load(found.save(tmp_path / "latents.json"))
+    assert again.provenance is not None
+    assert set(again.provenance.config["codecs"]) == {SITE, "blocks.0.resid_post/sae"}
     assert again.latents == found.latents and again.agreement == found.agreement
 
 

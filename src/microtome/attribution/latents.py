@@ -19,6 +19,7 @@ from microtome.core.provenance import Provenance, collect
 from microtome.errors import ConfigError, EmptyDataError, SiteError
 from microtome.sweeps.latents import codecs_at
 from microtome.sweeps.planning import sweep
+from microtome.tracing.attachments import fingerprints
 from microtome.tracing.sites import Site, at
 from microtome.tracing.vocabulary import is_latents
 
@@ -122,9 +123,7 @@ def top_latents(
         SiteError: If the site is not that of latents.
     """
     _check(k, steps, most_elsewhere)
-    examples = behavior.prepare(model) if isinstance(behavior, Behavior) else behavior
-    if len(examples) == 0:
-        raise EmptyDataError("There are no examples.")
+    examples = _prepared(model, behavior)
     places = _places(model, at(site))
     chosen = single_row(metric, "Latent attribution")
     estimates = mean_effects(model, chosen, examples, list(places.items()), base, steps, 32)
@@ -137,17 +136,17 @@ def top_latents(
     picked, left_out = _picked(strength, share, k, most_elsewhere, str(site))
     top = [units[n] for n in picked]
     by_block = {layer: sorted(n for there, n in top if there == layer) for layer, _ in top}
+    swept = Site(at(site).name, tuple(sorted(by_block)))
     exact = sweep(
-        model, examples, Site(at(site).name, tuple(sorted(by_block))), over="latent", base=base,
-        metric=metric, latents=by_block, seed=seed, progress=progress,
+        model, examples, swept, base=base, metric=metric, latents=by_block, seed=seed,
+        progress=progress,
     )  # fmt: skip
-    grid = exact.values
-    settings = {"site": str(site), "k": k, "base": base, "steps": steps}
+    settings = {"site": str(site), "k": k, "base": base, "codecs": fingerprints(model.codecs)}
     return LatentEffects(
         sites=tuple(places[layer] for layer, _ in top),
         latents=tuple(n for _, n in top),
         estimated=strength[picked],
-        values=np.stack([grid.sel(layer=at_, latent=n).to_numpy() for at_, n in top], axis=1),
+        values=np.stack([exact.values.sel(layer=b, latent=n).to_numpy() for b, n in top], axis=1),
         base=exact.base,
         source=exact.source,
         clusters=exact.clusters,
@@ -197,6 +196,13 @@ def active_shares(
                 counts[site] = counts[site] + new if site in counts else new
         tokens += sum(len(w.ids) - w.fresh for w in part)
     return {site: count / tokens for site, count in counts.items()}, tokens
+
+
+def _prepared(model: Model, behavior: Behavior | Examples) -> Examples:
+    examples = behavior.prepare(model) if isinstance(behavior, Behavior) else behavior
+    if len(examples) == 0:
+        raise EmptyDataError("There are no examples.")
+    return examples
 
 
 def _check(k: int, steps: int, most_elsewhere: float) -> None:

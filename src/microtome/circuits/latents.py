@@ -23,6 +23,7 @@ from microtome.circuits.references import ROWS
 from microtome.circuits.running import CircuitRunner, Group
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError
+from microtome.tracing.attachments import fingerprints
 from microtome.tracing.sites import at
 from microtome.tracing.vocabulary import is_latents
 
@@ -134,8 +135,7 @@ class LatentAblator(CircuitRunner[np.ndarray]):
         return self._parts.apart
 
     def _kind(self) -> str:
-        codecs = [f"{one.latents} {one.fingerprint}" for one in self.model.codecs]
-        return " ".join([super()._kind(), *codecs])
+        return f"{super()._kind()} {fingerprints(self.model.codecs)}"
 
     def _batches(self) -> Iterator[list[int]]:
         return batches(self.examples, self._rows, model=self.model)
@@ -226,5 +226,8 @@ def latent_support(
         method=method,
         metric=chosen.name,
         meaning=MEANING,
-        provenance=collect(model, {"method": method, "metric": chosen.name}),
+        provenance=collect(
+            model,
+            {"method": method, "metric": chosen.name, "codecs": fingerprints(model.codecs)},
+        ),
     )

@@ -26,6 +26,7 @@ from microtome.sweeps.results import Sweep
 from microtome.sweeps.rows import Row, SweepMetric, combined
 from microtome.sweeps.rules import Rule
 from microtome.sweeps.schedule import Wave, waves
+from microtome.tracing.attachments import fingerprints
 from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Plan:
                 "answers": [(row.example.answers, row.example.wrongs) for row in self.lines],
                 "settings": [self.site, self.operation, self.metric.name, list(self.rules)],
                 "sizes": [self.tokens, self.per_group],
-                "codecs": [one.fingerprint for one in self._codecs()],
+                "codecs": fingerprints(self._codecs()),
             }
         )
 
@@ -230,7 +231,12 @@ class Plan:
             certificate=certificate,
             provenance=collect(
                 self.model,
-                {"site": self.site, "operation": self.operation, "base": self.base},
+                {
+                    "site": self.site,
+                    "operation": self.operation,
+                    "base": self.base,
+                    "codecs": fingerprints(self._codecs()),
+                },
                 seed=self.seed,
             ),
         )

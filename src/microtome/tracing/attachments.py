@@ -198,6 +198,11 @@ def named(name: str, codecs: Iterable[Attachment]) -> tuple[Attachment, ...]:
     return found
 
 
+def fingerprints(codecs: Iterable[Attachment]) -> dict[str, str]:
+    """Return the fingerprint of codecs by the site of their latents, for provenance."""
+    return {str(one.latents): one.fingerprint for one in codecs}
+
+
 def _probed(
     name: str, codec: Codec, value: torch.Tensor, wanted: torch.Tensor, read: Site, written: Site
 ) -> Attachment:
