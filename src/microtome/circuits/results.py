@@ -35,8 +35,8 @@ class Circuit(Result, version=2):
         method: How it was found.
         level: ``node`` (parts are ``a0.h1`` and ``m2``), ``neuron`` (``a0.h1`` and ``m2.n17``),
             ``latent`` (``blocks.3.resid_post/NAME[latent=17]`` and
-            ``blocks.3.resid_post/NAME.error``), ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``), ``role-edge`` (``a0.h1->m2@subject``) or
-            ``position-edge`` (``a0.h1->m2@3``).
+            ``blocks.3.resid_post/NAME.error``), ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``),
+            ``role-edge`` (``a0.h1->m2@subject``) or ``position-edge`` (``a0.h1->m2@3``).
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """

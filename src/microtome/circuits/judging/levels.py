@@ -20,7 +20,7 @@ from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.ablation import EdgeAblator
 from microtome.circuits.finding import FINDERS, find, options_for
 from microtome.circuits.graph import ComponentGraph
-from microtome.circuits.latents import LatentAblator
+from microtome.circuits.latents import LatentAblator, LatentParts
 from microtome.circuits.neurons import NeuronAblator, NeuronParts
 from microtome.circuits.places import Places, level_by_name, split_of
 from microtome.circuits.results import Circuit, Level
@@ -117,6 +117,8 @@ def universe_of(model: Model, level: Level, *, examples: Examples | None = None)
         return component_names(model)
     if level == "neuron":
         return NeuronParts(model).names
+    if level == "latent":
+        return LatentParts(model).names
     graph = graph_at(model, level, examples=examples)
     return () if graph is None else graph.edges
 
