@@ -13,8 +13,6 @@ from torch import Tensor
 from benchmarks.peers.coder_task import Clock, CoderTask, activations, batches, parse, report
 from microtome.sae import SAE, ActivationStore, Config, train
 
-KRONECKER = "kronecker"
-
 
 class SameBatches:
     """Activations in memory, in the batches that every worker gets.
@@ -27,12 +25,15 @@ class SameBatches:
         self._values, self._store = values, ActivationStore.of(values)
         self.sites, self.rows = self._store.sites, self._store.rows
         self.width, self.mean, self.scale = self._store.width, self._store.mean, self._store.scale
-        self.fingerprint = "synthetic"
+        self.fingerprint, self._trained = "synthetic", False
 
     def batches(
         self, batch_size: int, *, seed: int, start: int = 0, sites: Sequence[str] | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches; their order is the task's, whatever the seed."""
+        """Yield the task's batches to train on; those to measure on are the store's."""
+        if self._trained:
+            yield from self._store.batches(batch_size, seed=seed, start=start)
+        self._trained = True
         for batch in batches(self._values, batch_size):
             yield {self.sites[0]: batch}
 

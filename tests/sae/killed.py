@@ -10,7 +10,14 @@ import torch
 from microtome.sae import ActivationStore, Config, Training, train
 
 CONFIG = Config(
-    d_sae=96, k=4, steps=150, batch_size=64, dead_after=192, resample_every=20, eval_rows=256, seed=7
+    d_sae=96,
+    k=4,
+    steps=150,
+    batch_size=64,
+    dead_after=192,
+    resample_every=20,
+    eval_rows=256,
+    seed=7,
 )
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.sae import killed
 
 from microtome.errors import ConfigError, DataError, FormatError, OutputError, TrainingError
 from microtome.sae import ActivationStore, Config, Training, train
 from microtome.sae.checkpoints import FILE, Checkpoint
-from tests.sae import killed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +71,7 @@ def test_a_run_killed_at_random_moments_gives_the_same_bits(tmp_path: Path) -> N
     kills = [kill_once(tmp_path, moments.uniform(0, 0.25)) for _ in range(3)]
     assert any(kills), "every run ended before it was killed"
     found = Checkpoint.load(tmp_path)
-    assert found is not None and 0 < found.counters["step"]
+    assert found is not None and found.counters["step"] > 0
     same(killed.run(tmp_path), whole)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 151))

@@ -12,7 +12,7 @@ from microtome.errors import ConfigError, nearest
 from microtome.sae.architecture import COUNTED, Activation, Architecture, Encoder, Reach
 
 Penalty = Literal["l1", "l0", "tanh", "target"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Asked = Literal["auto", "float32", "bfloat16", "int8"]
 
 PENALTIES: dict[str, tuple[Penalty, ...]] = {
     "relu": ("l1",),
@@ -68,7 +68,8 @@ class Config:
         sparsity_warm_up: Share of the run in which the penalty rises from 0.
         bandwidth: Width of JumpReLU's straight-through gradient.
         threshold: JumpReLU's threshold at the start.
-        precision: Of the product that selects: ``"auto"`` measures whether bfloat16 is faster.
+        precision: Of the products that propose which latents to keep: ``"auto"`` measures which of
+            float32, bfloat16 and int8 is fastest. The choice among what they propose is exact.
         seed: Decides initial weights, order of the rows and evaluation rows, each on its own.
         device: Where the coder trains.
         log_every: Steps between two rows of metrics; a hundredth of the run unless given.
@@ -105,7 +106,7 @@ class Config:
     sparsity_warm_up: float = 0.05
     bandwidth: float = 0.05
     threshold: float = 0.01
-    precision: Precision = "auto"
+    precision: Asked = "auto"
     seed: int = 0
     device: str = "cpu"
     log_every: int | None = None
@@ -143,7 +144,7 @@ class Config:
             ("activation", get_args(Activation)),
             ("encoder", get_args(Encoder)),
             ("reach", get_args(Reach)),
-            ("precision", get_args(Precision)),
+            ("precision", get_args(Asked)),
         ):
             value = getattr(self, name)
             if value not in choices:

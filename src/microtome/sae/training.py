@@ -25,6 +25,7 @@ from microtome.sae.checkpoints import FILE, Checkpoint
 from microtome.sae.coder import SAE, Origin
 from microtome.sae.config import Config
 from microtome.sae.dead import DeadCounter, resample
+from microtome.sae.estimation import Precision, fastest_precision
 from microtome.sae.finishing import Measured, finish
 from microtome.sae.losses import loss
 from microtome.sae.metrics import MetricsFile, Tally
@@ -32,7 +33,7 @@ from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
 from microtome.sae.results import Training, TrainingSummary
 from microtome.sae.scaling import Scaling
-from microtome.sae.selection import Selector, faster_dtype
+from microtome.sae.selection import Selector
 
 if TYPE_CHECKING:
     from microtome.sae.activations import Activations
@@ -134,7 +135,8 @@ class _Run:
         self.coder = _initial(self.make, config, self.mean)
         self.optimizer = Optimizer(self.coder, config)
         self.counter = DeadCounter(self.make.d_sae, config.dead_rows(self.steps), config.device)
-        self.selector = Selector(dtype=_selecting(config))
+        self.selector = Selector(_selecting(config))
+        self.selected_in = self.selector.precision
         self.step, self.tally, self.clock = 0, Tally(), _Clock()
         self.metrics: MetricsFile
 
@@ -142,9 +144,8 @@ class _Run:
         """Go on from the folder's checkpoint if there is one."""
         found = None if self.folder is None else Checkpoint.load(self.folder)
         if found is not None and self.folder is not None:
-            dtype = found.identity.get("selected_in")
             if self.config.precision == "auto":  # what was measured then holds for the whole run
-                self.selector.dtype = torch.bfloat16 if dtype == "bfloat16" else None
+                self.selected_in = found.identity.get("selected_in", self.selected_in)
             found.require(self.identity(), self.folder)
             self._take(found)
         self.metrics = MetricsFile(self.folder, self.step)
@@ -152,9 +153,7 @@ class _Run:
     def _take(self, found: Checkpoint) -> None:
         counters = dict(found.counters)
         self.step = counters["step"]
-        self.selector.threshold = counters["selector"]["threshold"]
-        self.selector.fallbacks = counters["selector"]["fallbacks"]
-        self.selector.dense_left = counters["selector"]["dense_left"]
+        self.selector.restore(counters["selector"])
         self.tally = Tally(**counters["tally"])
         self.clock = _Clock(counters["seconds"])
         tensors = dict(found.tensors)
@@ -169,7 +168,6 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this run from others, as JSON has it."""
-        selected = self.selector.dtype
         return {
             "config": self.config.to_dict(),
             "steps": self.steps,
@@ -178,7 +176,7 @@ class _Run:
             "data": self.activations.fingerprint,
             "data_rows": self.activations.rows,
             "architecture": self.make.to_dict(),
-            "selected_in": None if selected is None else str(selected).removeprefix("torch."),
+            "selected_in": self.selected_in,
         }
 
     def save(self) -> None:
@@ -187,16 +185,11 @@ class _Run:
             return
         tensors = {f"weights.{n}": w for n, w in self.coder.weights.items()}
         tensors |= {f"adam.{n}": t for n, t in self.optimizer.state().items()}
-        remembered = self.selector
         counters = {
             "step": self.step,
             "seconds": self.clock.seconds,
             "tally": self.tally.to_dict(),
-            "selector": {
-                "threshold": remembered.threshold,
-                "fallbacks": remembered.fallbacks,
-                "dense_left": remembered.dense_left,
-            },
+            "selector": self.selector.state(),
         }
         Checkpoint(self.identity(), counters, tensors | {"silent": self.counter.silent}).save(
             self.folder
@@ -348,7 +341,7 @@ def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
     return coder
 
 
-def _selecting(config: Config) -> torch.dtype | None:
+def _selecting(config: Config) -> Precision:
     if config.precision == "auto":
-        return faster_dtype(config.device)
-    return torch.bfloat16 if config.precision == "bfloat16" else None
+        return fastest_precision(config.device)
+    return config.precision
