@@ -58,7 +58,7 @@ class Config:
         dead_after: Rows without activity after which a latent counts as dead; 10 million or 5 % of
             the run, whichever is shorter, unless given.
         resample_every: Steps after which dead latents are started again from badly reconstructed
-            rows (Bricken et al., 2023); 0 for never.
+            rows (Bricken et al., 2023), until the learning rate falls; 0 for never.
         penalty: What makes latents sparse where none are counted: ``"l1"`` for ReLU and gated;
             ``"l0"`` (Rajamanoharan et al., 2024b), ``"tanh"`` (Anthropic, 2025) or ``"target"``,
             the squared relative distance from ``target_l0``, for JumpReLU.
@@ -214,6 +214,11 @@ class Config:
         """Return the weight of the penalty in one step of a run."""
         rise = round(self.sparsity_warm_up * steps)
         return self.sparsity * (min(1.0, (step + 1) / rise) if rise else 1.0)
+
+    def resamples(self, step: int, steps: int) -> bool:
+        """Return whether dead latents start again after a step; not while the rate falls."""
+        every = self.resample_every
+        return every > 0 and step % every == 0 and step <= steps - round(self.decay * steps)
 
     def dead_rows(self, steps: int) -> int:
         """Return after how many rows without activity a latent is dead in a run."""

@@ -1,16 +1,16 @@
 """Which latents a batch keeps: exact selection in blocks of rows, with one reused buffer.
 
 The ``k`` largest of a row lie in the ``k`` groups of latents with the largest maxima, and those
-groups are found in the same way among their maxima: some cheap passes and small sorts replace a sort
-of all. BatchTopK takes as candidates what exceeds a little less than the last batch's threshold, and
-the exact largest of those; only when they are too few is everything ranked. Entries that are not
-positive are worth 0 and may be any.
+groups are found in the same way among their maxima: some cheap passes and small sorts replace a
+sort of all. BatchTopK takes as candidates what exceeds a little less than the last batch's
+threshold, and the exact largest of those; only when they are too few is everything ranked. Entries
+that are not positive are worth 0 and may be any.
 
-The product with the whole encoder is most of a step's work. Where products of 8-bit or 16-bit numbers
-are faster (see :mod:`microtome.sae.estimation`) they give candidates, some more than are kept; the
-candidates' own products are then exact, and so is the choice among them. How well that works depends
-on the data, so it is compared with the exact choice again and again, and given up if it loses
-anything.
+The product with the whole encoder is most of a step's work. Where products of 8-bit or 16-bit
+numbers are faster (see :mod:`microtome.sae.estimation`) they give candidates, some more than are
+kept; the candidates' own products are then exact, and so is the choice among them. How well that
+works depends on the data, so it is compared with the exact choice again and again, and given up if
+it loses anything.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ BLOCK_ROWS = 512
 
 MARGIN = 0.93
 """Share of the last batch's threshold from which entries are candidates of the next one."""
+
+FIRST_ROWS = 64
+"""Rows from which the first batch's threshold is guessed."""
 
 SPARE = 0.25
 """Candidates beyond what is kept, as a share of it, where they come from estimates."""
@@ -173,7 +176,8 @@ class Selector:
         places, keys, start = [], [], 0
         for block in encoding.blocks():
             if bound is None:
-                first = block.flatten().topk(make.k * len(block), sorted=False).values
+                some = block[:FIRST_ROWS]
+                first = some.flatten().topk(make.k * len(some), sorted=False).values
                 bound = max(MARGIN * float(first.min()), 0.0)
             where = self._exceeding(block, bound)
             places.append(where + start)

@@ -249,7 +249,7 @@ class _Run:
         self.tally.add(targets, found.errors, values, self.mean)
         self.tally.add_losses(found.parts, len(inputs), norm)
         self.step += 1
-        if config.resample_every and self.step % config.resample_every == 0:
+        if config.resamples(self.step, self.steps):
             resample(
                 self.coder, self.optimizer, self.counter, inputs, found.errors,
                 seed=config.seed, step=self.step,
