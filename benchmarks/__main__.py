@@ -4,8 +4,8 @@
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
 ``circuits``: what scoring every edge costs. ``sae``: what training sparse coders costs and gives.
-``maximization``: texts that excite neurons, against
-the corpus. ``resuming``: a sweep that is killed half-way and goes on.
+``maximization``: texts that excite neurons, against the corpus. ``resuming``: a sweep that is
+killed half-way and goes on.
 """
 
 from __future__ import annotations

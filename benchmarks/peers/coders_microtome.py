@@ -1,6 +1,7 @@
 """Sparse coders by microtome, through its public interface.
 
-``default`` keeps the other workers' schedule; ``own`` is microtome's own schedule.
+``default`` keeps the other workers' schedule, ``own`` is microtome's own one; ``float32`` does without
+products in fewer bits, whatever the processor.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def config(task: CoderTask) -> Config:
         lr=task.lr,
         warm_up=None if own else task.warm_up,
         decay=0.2 if own else 0.0,
+        precision="float32" if task.variant == "float32" else "auto",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -340,7 +341,7 @@ def test_the_learning_rate_fits_the_length_of_the_run() -> None:
     assert config.peak_lr(2**13, 100) == 5e-3
     rates = [config.lr_at(step, 400, 1.0) for step in range(400)]
     assert rates[0] == 1 / 20 and rates[19] == rates[319] == 1.0
-    assert 0 < rates[399] < 0.02 and all(a > b for a, b in zip(rates[320:], rates[321:]))
+    assert 0 < rates[399] < 0.02 and all(a > b for a, b in itertools.pairwise(rates[320:]))
     again = Config(resample_every=50)
     assert [step for step in range(1, 401) if again.resamples(step, 400)] == list(
         range(50, 321, 50)
