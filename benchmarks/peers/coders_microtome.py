@@ -1,7 +1,7 @@
 """Sparse coders by microtome, through its public interface.
 
-``default`` keeps the other workers' schedule, ``own`` is microtome's own one; ``float32`` does without
-products in fewer bits, whatever the processor.
+``default`` keeps the other workers' schedule, ``own`` is microtome's own one; ``float32`` does
+without products in fewer bits, whatever the processor.
 """
 
 from __future__ import annotations

@@ -134,7 +134,10 @@ def test_batch_top_k_keeps_no_more_than_what_is_positive() -> None:
 
 @pytest.mark.parametrize("activation", ["topk", "batchtopk", "abstopk"])
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_estimates_only_propose(activation: str, precision: str) -> None:
+def test_estimates_only_propose(
+    activation: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
     make = Architecture(64, 2048, activation=activation, k=8)  # type: ignore[arg-type]
     coder = SAE(make)
     x = torch.randn(900, 64, generator=torch.Generator().manual_seed(0))
@@ -149,7 +152,9 @@ def test_estimates_only_propose(activation: str, precision: str) -> None:
     assert selector.precision == precision and selector.energy > 0.9999
 
 
-def test_estimates_that_miss_too_much_are_given_up() -> None:
+def test_estimates_that_miss_too_much_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.setattr(selection, "ESTIMATED_ROWS", 1)
     make = Architecture(64, 2048, activation="topk", k=8)
     coder = SAE(make)
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ import torch
 from tests.sae import killed
 
 from microtome.errors import ConfigError, DataError, FormatError, OutputError, TrainingError
-from microtome.sae import ActivationStore, Config, Training, train
+from microtome.sae import ActivationStore, Config, Training, selection, train
 from microtome.sae.checkpoints import FILE, Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +102,8 @@ class Stops:
     [
         {"activation": "relu", "k": 0, "sparsity": 0.2},
         {"activation": "jumprelu", "k": 0},
+        {"precision": "int8"},
+        {"precision": "bfloat16", "activation": "topk"},
         {"activation": "gated", "k": 0, "clip": 0.0},
         {"prefixes": (8, 96)},
         {"activation": "abstopk", "encoder": "tied", "resample_every": 0},
@@ -109,7 +111,11 @@ class Stops:
     ],
     ids=lambda c: "-".join(map(str, c.values())),
 )
-def test_every_kind_resumes_exactly(changes: dict[str, object], tmp_path: Path) -> None:
+def test_every_kind_resumes_exactly(
+    changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.setattr(selection, "ESTIMATED_ROWS", 1)
     config = replace(killed.CONFIG, steps=24, log_every=7, **changes)
     whole = killed.run(None, config)
     for after in (5, 10):

@@ -43,6 +43,9 @@ CHECK_EVERY, CHECK_ROWS, LEAST_ENERGY = 64, 64, 0.9995
 """Batches between two comparisons of estimates with the exact choice, rows that are compared, and
 the share of the kept squares below which estimates are given up."""
 
+ESTIMATED_ROWS, ESTIMATED_WEIGHTS = 512, 2**18
+"""Rows of a batch and entries of an encoder below which estimates take longer than they save."""
+
 DENSEST = 1 / 16
 """Share of active latents from which dense products are faster than sparse ones."""
 
@@ -275,6 +278,8 @@ class _Encoding:
             selector.precision != "float32"
             and make.activation in COUNTED
             and encoder.dtype == torch.float32
+            and len(inputs) >= ESTIMATED_ROWS
+            and encoder.numel() >= ESTIMATED_WEIGHTS
         )
         centered = inputs - weights["b_dec"] if make.center else inputs
         bias = weights["b_gate" if make.activation == "gated" else "b_enc"]
