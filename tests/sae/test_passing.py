@@ -178,6 +178,17 @@ def test_estimates_are_the_product_but_for_rounding(precision: str) -> None:
     assert error.std() < 0.03 * 96**0.5
 
 
+def test_without_such_products_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.delattr(torch, "quantize_per_tensor")
+    make = Architecture(64, 2048, activation="topk", k=8)
+    coder = SAE(make)
+    x = torch.randn(900, 64, generator=torch.Generator().manual_seed(0))
+    assert fastest_precision.__wrapped__("cpu") != "int8"
+    found = forward(make, coder.weights, x, Selector("int8"))
+    torch.testing.assert_close(found.outputs, forward(make, coder.weights, x, Selector()).outputs)
+
+
 def test_weights_that_have_no_estimate_are_left_to_float32() -> None:
     assert estimator("int8", torch.zeros(8, 4), torch.zeros(8)) is None
     assert estimator("int8", torch.full((8, 4), torch.nan), torch.zeros(8)) is None

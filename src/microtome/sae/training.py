@@ -234,7 +234,7 @@ class _Run:
         inputs = self.scaling.inputs(batch, self.sources, config.device)
         same = self.sources == self.targets
         targets = inputs if same else self.scaling.outputs(batch, self.targets, config.device)
-        weights = self.coder.weights
+        weights, remembered = self.coder.weights, self.selector.state()
         passed = forward(self.make, weights, inputs, self.selector, bandwidth=config.bandwidth)
         found = loss(
             self.make, config, weights, passed, inputs, targets,
@@ -244,6 +244,7 @@ class _Run:
         values = passed.values.detach()
         norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
         if norm != norm:
+            self.selector.restore(remembered)
             self._give_up(batch, float(found.total.detach()))
         self.counter.add(passed.form.fired(values), len(inputs))
         self.tally.add(targets, found.errors, values, self.mean)
