@@ -125,6 +125,15 @@ def test_every_kind_resumes_exactly(
     same(killed.run(tmp_path, config), whole)  # a finished run is read, not trained again
 
 
+def test_ctrl_c_keeps_the_state_at_once(tmp_path: Path) -> None:
+    config = replace(killed.CONFIG, steps=12)
+    with pytest.raises(KeyboardInterrupt):
+        train(Stops(killed.data(), 7), config, folder=tmp_path)  # type: ignore[arg-type]
+    found = Checkpoint.load(tmp_path)
+    assert found is not None and found.counters["step"] == 7
+    same(killed.run(tmp_path, config), killed.run(None, config))
+
+
 def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     config = replace(killed.CONFIG, steps=4)
     killed.run(tmp_path, config)

@@ -57,7 +57,8 @@ def train(
     """Train a sparse coder.
 
     With a folder, the state is kept in it every so often and the same call goes on where it was
-    interrupted; the result is the same, bit for bit, for the same number of threads.
+    interrupted, by Ctrl-C or a kill; the result is the same, bit for bit, for the same number of
+    threads.
 
     Args:
         activations: The data; see :mod:`microtome.sae.activations`.
@@ -138,6 +139,7 @@ class _Run:
         self.selector = Selector(_selecting(config))
         self.selected_in = self.selector.precision
         self.step, self.tally, self.clock = 0, Tally(), _Clock()
+        self.undo: dict[str, Any] | None = self.selector.state()  # None while a step is half done
         self.metrics: MetricsFile
 
     def restore(self) -> None:
@@ -148,6 +150,7 @@ class _Run:
                 self.selected_in = found.identity.get("selected_in", self.selected_in)
             found.require(self.identity(), self.folder)
             self._take(found)
+            self.undo = self.selector.state()
         self.metrics = MetricsFile(self.folder, self.step)
 
     def _take(self, found: Checkpoint) -> None:
@@ -224,8 +227,10 @@ class _Run:
                     if time.perf_counter() - saved >= checkpoint_seconds:
                         self.save()
                         saved = time.perf_counter()
-        except (TrainingError, DataError):  # the step that failed has changed nothing
-            self.save()
+        except (TrainingError, DataError, KeyboardInterrupt):
+            if self.undo is not None:  # else the weights are in the middle of a step
+                self.selector.restore(self.undo)
+                self.save()
             raise
         self.save()
 
@@ -234,7 +239,8 @@ class _Run:
         inputs = self.scaling.inputs(batch, self.sources, config.device)
         same = self.sources == self.targets
         targets = inputs if same else self.scaling.outputs(batch, self.targets, config.device)
-        weights, remembered = self.coder.weights, self.selector.state()
+        weights = self.coder.weights
+        self.undo = remembered = self.selector.state()
         passed = forward(self.make, weights, inputs, self.selector, bandwidth=config.bandwidth)
         found = loss(
             self.make, config, weights, passed, inputs, targets,
@@ -242,9 +248,10 @@ class _Run:
         )  # fmt: skip
         found.total.backward()
         values = passed.values.detach()
+        self.undo = None
         norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
         if norm != norm:
-            self.selector.restore(remembered)
+            self.undo = remembered
             self._give_up(batch, float(found.total.detach()))
         self.counter.add(passed.form.fired(values), len(inputs))
         self.tally.add(targets, found.errors, values, self.mean)
@@ -255,6 +262,7 @@ class _Run:
                 self.coder, self.optimizer, self.counter, inputs, found.errors,
                 seed=config.seed, step=self.step,
             )  # fmt: skip
+        self.undo = self.selector.state()
 
     def _give_up(self, batch: Mapping[str, Tensor], value: float) -> None:
         """Raise the error that says why a step could not be taken; the weights are as before it."""
