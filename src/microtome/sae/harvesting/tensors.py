@@ -64,7 +64,7 @@ def _check(site: str, tensor: Tensor) -> None:
         raise ShapeError(
             f"Activations of {site!r} are {what}; expected a floating-point tensor [rows, width]."
         )
-    finite = torch.isfinite(tensor).all(1)
+    finite = torch.cat([torch.isfinite(part).all(1) for part in tensor.split(4096)])
     if not finite.all():
         bad = int((~finite).nonzero()[0])
         raise ShapeError(
