@@ -80,6 +80,8 @@ def read_documents(text: Text, *, tokenizer: Any, tokens: int | None = None) -> 
         PromptError: If an item is neither text nor token ids.
         EmptyDataError: If there are no tokens.
     """
+    if isinstance(text, torch.Tensor):
+        text = text.cpu()
     items = read_texts([text]) if isinstance(text, str | Path) else list(text)
     found: list[NDArray[np.int32]] = []
     numbers: list[int] = []

@@ -27,13 +27,13 @@ class Draw:
 
     Attributes:
         shard: Number of the shard.
-        rows: Rows of the shard, ascending.
-        places: Rows of the batch, one for each.
+        rows: Rows of the shard; ascending where several shards are mixed, since those are files.
+        places: Rows of the batch, one for each, or a slice of them.
     """
 
     shard: int
     rows: NDArray[np.int64]
-    places: NDArray[np.int64]
+    places: NDArray[np.int64] | slice
 
 
 class RowOrder:
@@ -84,6 +84,10 @@ class RowOrder:
         self, shards: NDArray[np.int64], chosen: NDArray[np.integer], place: int
     ) -> Iterator[Draw]:
         """Yield one draw for each shard that some rows of a group belong to."""
+        if len(shards) == 1:
+            rows = chosen.astype(np.int64)
+            yield Draw(int(shards[0]), rows, slice(place, place + len(rows)))
+            return
         ends = np.cumsum(self._sizes[shards])
         # ascending rows are read from a file almost twice as fast as scattered ones
         sorting = np.argsort(chosen, kind="stable")
