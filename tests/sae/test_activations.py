@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -163,9 +165,22 @@ def test_bad_tensors_and_numbers_are_refused() -> None:
     data = ActivationStore.of(numbered(4))
     with pytest.raises(ConfigError, match="batch_size=0"):
         data.batches(0, seed=0)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        data.batches(2, seed=-1)
     with pytest.raises(ConfigError, match="start=-1"):
         data.batches(2, seed=0, start=-1)
     with pytest.raises(UnknownNameError, match="nearest: activations"):
         data.batches(2, seed=0, sites=["activation"])
     with pytest.raises(DataError, match="All 2 rows are zero"):
         ActivationStore.of(torch.zeros(2, 3)).scale("activations")
+
+
+def test_a_stream_that_is_left_open_does_not_keep_a_program_alive() -> None:
+    code = (
+        "import torch; from microtome.sae import ActivationStore;"
+        "stream = ActivationStore.of(torch.eye(4)).batches(2, seed=0); next(stream); print('end')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("end\n", "")

@@ -43,9 +43,13 @@ class RowOrder:
         sizes: Rows of each shard.
         seed: Decides the order.
         open_shards: Shards that are mixed at a time.
+
+    Raises:
+        ConfigError: If the seed is not an integer from 0.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, *, open_shards: int = OPEN_SHARDS) -> None:
+        rng(seed, "order of shards")  # refuses a seed that is none here, not in a reader's thread
         self._sizes = np.asarray(sizes, dtype=np.int64)
         self._seed = seed
         self._n_groups = -(-len(self._sizes) // open_shards)
