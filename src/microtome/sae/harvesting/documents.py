@@ -19,7 +19,7 @@ from microtome.tracing.prompts import require_tokenizer
 Text = str | Path | Sequence[str] | Sequence[Sequence[int]] | torch.Tensor
 """A file or folder, texts, lists of token ids, or a tensor ``[document, token]`` of them."""
 
-STRETCH = 16
+STRETCH = 4
 """Contexts of a document that stay in one shard; longer documents go to several."""
 
 
