@@ -9,9 +9,10 @@ import torch
 
 from microtome.behaviors import get
 from microtome.circuits.finding import find
+from microtome.circuits.judging.cutting import cut
 from microtome.core.progress import quiet
 from microtome.dissection.config import Config
-from microtome.dissection.proving import cut, prove
+from microtome.dissection.proving import prove
 from microtome.tracing.opening import load
 
 COUNT = int(os.environ.get("MICROTOME_TWINS", "200"))
@@ -32,7 +33,11 @@ def table() -> str:
         config = Config(gate=False, seed=number)
         with model.twin(100_000 + number) as twin:
             scores = find(twin, splits[0])
-            circuit, curve = cut(twin, scores, splits[1], config=config, metric="logit_difference")
+            circuit, curve = cut(
+                twin, splits[1], scores.ranking(), faithfulness=config.faithfulness,
+                ablation=config.ablation, metric="logit_difference", reference=splits[0],
+                method=scores.method, seed=number,
+            )  # fmt: skip
             proof, verdict = prove(
                 twin, splits, scores, circuit, curve, None, config=config,
                 metric="logit_difference", progress=quiet, thorough=False,

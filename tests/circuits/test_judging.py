@@ -12,8 +12,7 @@ from microtome.behaviors import quote_closing
 from microtome.circuits import Circuit, Judgment, eliminate, find, judge
 from microtome.circuits.graph import ComponentGraph, port_of, split_edge
 from microtome.circuits.judging.cluster_sums import cluster_sums
-from microtome.circuits.judging.evaluation import universe_of
-from microtome.circuits.judging.levels import runner
+from microtome.circuits.judging.levels import runner, universe_of
 from microtome.circuits.judging.matching import matched
 from microtome.circuits.judging.nulls import search_nulls
 from microtome.circuits.judging.variation import jaccard, shares, stability

@@ -28,7 +28,10 @@ def judge(
     circuit: Annotated[
         Path | None, typer.Option(help="A circuit file; by default one is found on train.")
     ] = None,
-    method: Annotated[str, typer.Option(help="The finder, also of the nulls.")] = "eap-ig",
+    method: Annotated[
+        str | None, typer.Option(help="The finder, also of the nulls; by the level by default.")
+    ] = None,
+    level: Annotated[str, typer.Option(help="node or edge, where no finder is named.")] = "edge",
     nulls: Annotated[
         int, typer.Option(help="Twins and permutations; fewer than 20 cannot pass.", min=0)
     ] = 20,
@@ -49,6 +52,7 @@ def judge(
     """
     from microtome.circuits import Circuit
     from microtome.circuits import judge as judged
+    from microtome.circuits.judging.levels import check_level, default_finder
     from microtome.circuits.references import check_ablation
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_file
@@ -60,8 +64,10 @@ def judge(
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)
     with Bars() as bars:
+        asked = check_level(level if given is None else given.level)
+        name = method or default_finder(opened, asked)
         found = judged(
-            opened, task, given, finder=method, faithfulness=faithfulness,
+            opened, task, given, finder=name, faithfulness=faithfulness,
             ablation=ablation,
             nulls=nulls, gate=gate, seed=seed, progress=bars,
         )  # fmt: skip

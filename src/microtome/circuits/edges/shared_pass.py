@@ -1,8 +1,8 @@
 """One forward pass of small circuits of edges, with what they have in common computed once.
 
 Every target's input is added up from what reaches it: what all sources write ablated, plus, for
-each kept edge, what its source writes beyond that. The result is what :mod:`.edge_pass` gives, which
-takes the excluded edges away from the whole stream; for circuits of few edges this is less work.
+each kept edge, what its source writes beyond that. :mod:`.edge_pass` gives the same by taking the
+excluded edges away from the whole stream; for circuits of few edges this is less work.
 
 Shapes: b examples, p positions, d the width of the stream, r rows of a block (see
 :mod:`.shared_plan`); rows of the pass are r outermost.
@@ -65,8 +65,8 @@ class SharedPass:
         last = self._added(self._reading.last_stream, self._plan.logits, at_ends=ends)
         rows = last.flatten(0, 1).unsqueeze(1)
         found = self._reading.model.tail(rows, torch.zeros(len(rows), 1, dtype=torch.long))
-        each = found.unflatten(0, last.shape[:2])
-        return each[self._plan.circuits].flatten(0, 1)
+        each: torch.Tensor = found.unflatten(0, last.shape[:2])[self._plan.circuits]
+        return each.flatten(0, 1)
 
     def _run(self) -> None:
         """Run the blocks that compute anything; a block has the rows of those before it at least.
@@ -90,9 +90,7 @@ class SharedPass:
         for stage, plan in zip(self._reading.stages, self._plan.stages, strict=True):
             if plan.rows:
                 changes += self._stage(stage, plan)
-        wave(
-            self._reading.model, self._base, entries, first=self._first, interventions=changes
-        )
+        wave(self._reading.model, self._base, entries, first=self._first, interventions=changes)
 
     def _stage(self, stage: Stage, plan: StagePlan) -> list[Intervention]:
         found = []
@@ -134,7 +132,8 @@ class SharedPass:
     def _reads(self, site: str, reads: Site, norm: Norm) -> torch.Tensor:
         """Return what is read behind the norm ``[read, b, p, d]``."""
         stream = self._added(site, reads)
-        return norm(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
+        normed: torch.Tensor = norm(stream.flatten(0, 1)).unflatten(0, stream.shape[:2])
+        return normed
 
     def _projected(self, stage: Stage, plan: StagePlan, several: list[Ports]) -> Change:
         """Return the change of a projection's output: the columns of every head's variants."""
@@ -145,9 +144,7 @@ class SharedPass:
 
         def change(value: torch.Tensor) -> torch.Tensor:
             if stage.attn_read not in self._normed:
-                self._normed[stage.attn_read] = self._reads(
-                    stage.attn_read, plan.attention, norm
-                )
+                self._normed[stage.attn_read] = self._reads(stage.attn_read, plan.attention, norm)
             reads = self._normed[stage.attn_read]
             new = value.reshape(-1, self._shape[0], self._shape[1], value.shape[-1]).clone()
             for ports in several:
@@ -214,12 +211,10 @@ def _chosen(plan: StagePlan, kind: int) -> dict[int, dict[int, int]]:
     """
     if kind:
         return {
-            group: {row: kept[kind - 1] for row, kept in enumerate(rows)}
+            group: {row: (keys, values)[kind - 1] for row, (keys, values, _) in enumerate(rows)}
             for group, rows in plan.groups.items()
         }
     return {
         head: {row: reads[0] for reads, row in variants.items()}
         for head, variants in plan.heads.items()
     }
-
-

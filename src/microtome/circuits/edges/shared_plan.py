@@ -92,15 +92,15 @@ class SharedPlan:
 
     def add(self, kept: np.ndarray) -> None:
         """Add a circuit, given by its kept edges ``[source, target]`` without needless ones."""
-        writes = kept.any(1)
+        writes: np.ndarray = kept.any(1)
         variants: dict[int, int] = {0: 0}
         for stage, plan in zip(self._reading.stages, self.stages, strict=True):
             for place, source in enumerate(stage.heads):
                 if writes[source]:
                     variants[source] = self._head(stage, plan, place, kept, variants)
-            source = stage.mlp_source
-            if source is not None and writes[source] and stage.mlp_target is not None:
-                variants[source] = plan.mlp.number(_read(kept, stage.mlp_target, variants))
+            mlp, target = stage.mlp_source, stage.mlp_target
+            if mlp is not None and target is not None and writes[mlp]:
+                variants[mlp] = plan.mlp.number(_read(kept, target, variants))
         self.circuits.append(self.logits.number(_read(kept, -1, variants)))
 
     @property

@@ -16,8 +16,8 @@ import numpy as np
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.judging.cluster_sums import ClusterSums, cluster_sums
 from microtome.circuits.judging.cutting import smallest_faithful
-from microtome.circuits.judging.evaluation import complete, evaluate, universe_of
-from microtome.circuits.judging.levels import Search, search_by_name
+from microtome.circuits.judging.evaluation import complete, evaluate
+from microtome.circuits.judging.levels import Search, search_by_name, universe_of
 from microtome.circuits.judging.protocol import level_of
 from microtome.circuits.judging.variation import jaccard
 from microtome.circuits.results import Circuit

@@ -11,7 +11,7 @@ from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import top
 from microtome.circuits.graph import ComponentGraph, split_edge
 from microtome.circuits.judging.areas import ENOUGH, areas, nominal_sizes, sizes_of
-from microtome.circuits.judging.levels import check_parts, runner
+from microtome.circuits.judging.levels import Runner, check_parts, runner, universe_of
 from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap
@@ -45,6 +45,20 @@ def evaluate(
         seed: For the bootstrap.
     """
     ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    return evaluated(ran, model, examples, circuit, ablation=ablation, metric=metric, seed=seed)
+
+
+def evaluated(
+    ran: Runner,
+    model: Model,
+    examples: Examples,
+    circuit: Circuit,
+    *,
+    ablation: Ablation,
+    metric: str,
+    seed: int,
+) -> Evaluation:
+    """Score a circuit as :func:`evaluate` does, by what runs circuits on the examples already."""
     everything = frozenset(ran.universe)
     found = ran.run(
         [everything, frozenset(), circuit.kept, everything - circuit.kept], [metric, "accuracy"]
@@ -165,13 +179,6 @@ def faithfulness_curve(
         model, examples, ranking, sizes_of(total), level=level, ablation=ablation, metric=metric,
         split=split, reference=reference, seed=seed,
     )  # fmt: skip
-
-
-def universe_of(model: Model, level: Level) -> tuple[str, ...]:
-    """Return all parts of a model at a level."""
-    from microtome.tracing.components import component_names
-
-    return component_names(model) if level == "node" else ComponentGraph.of(model).edges
 
 
 def complete(ranking: Sequence[str], universe: Sequence[str]) -> tuple[str, ...]:

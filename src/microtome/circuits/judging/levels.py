@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.ablation import EdgeAblator
 from microtome.circuits.finding import FINDERS, find
+from microtome.circuits.graph import ComponentGraph
 from microtome.circuits.results import Level
 from microtome.errors import MetricError, UnknownNameError, nearest
 
@@ -76,12 +78,56 @@ def runner(
         UnknownNameError: If the level is unknown.
         ConfigError: If the ablation is unknown.
     """
-    if level not in RUNNERS:
-        raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
-    return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
+    return RUNNERS[check_level(level)](model, examples, ablation=ablation, reference=reference)
 
 
-def search_by_name(method: str, metric: str, ablation: Ablation) -> Search:
+EXACT_PARTS: Mapping[Level, int] = {"node": 64, "edge": 512}
+"""Parts of a model up to which the default finder ablates each alone."""
+
+DEFAULTS: Mapping[Level, tuple[str, str]] = {
+    "node": ("exact", "attribution"),
+    "edge": ("exact-edges", "eap-ig"),
+}
+"""The default finders of each level: for few parts, and for many."""
+
+
+def default_finder(model: Model, level: Level) -> str:
+    """Return the finder that is used where none is named.
+
+    Where a model has few parts each is ablated alone: that is affordable there, and gradients say
+    nothing where a part is saturated, as the parts of compiled programs are.
+
+    Args:
+        model: The model.
+        level: ``node`` or ``edge``.
+
+    Raises:
+        UnknownNameError: If the level is unknown.
+    """
+    exact, estimated = DEFAULTS[check_level(level)]
+    return exact if len(universe_of(model, level)) <= EXACT_PARTS[level] else estimated
+
+
+def check_level(level: str) -> Level:
+    """Return a level.
+
+    Raises:
+        UnknownNameError: If it is unknown.
+    """
+    for known in RUNNERS:
+        if known == level:
+            return known
+    raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
+
+
+def universe_of(model: Model, level: Level) -> tuple[str, ...]:
+    """Return all parts of a model at a level."""
+    from microtome.tracing.components import component_names
+
+    return component_names(model) if level == "node" else ComponentGraph.of(model).edges
+
+
+def search_by_name(method: str, metric: str, ablation: Ablation) -> NamedSearch:
     """Return the search that a finder of ``FINDERS`` makes.
 
     Args:
@@ -94,10 +140,30 @@ def search_by_name(method: str, metric: str, ablation: Ablation) -> Search:
     """
     if method not in FINDERS:
         raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
-    known = inspect.signature(FINDERS[method].run).parameters
-    options = {"metric": metric, "ablation": ablation}
-    taken = {name: value for name, value in options.items() if name in known}
-    return lambda model, train: find(model, train, method=method, **taken)
+    return NamedSearch(method, metric, ablation)
+
+
+@dataclass(frozen=True)
+class NamedSearch:
+    """A finder of ``FINDERS`` as a search.
+
+    Attributes:
+        method: Its name.
+        metric: The metric that it explains.
+        ablation: What ablated parts give, for the finders to which it matters.
+    """
+
+    method: str
+    metric: str
+    ablation: Ablation
+
+    def __call__(self, model: Model, train: Examples) -> Ranked:
+        """Return the scores that it gives."""
+        known = inspect.signature(FINDERS[self.method].run).parameters
+        options = {"metric": self.metric, "ablation": self.ablation}
+        taken = {name: value for name, value in options.items() if name in known}
+        found: Ranked = find(model, train, method=self.method, **taken)
+        return found
 
 
 def distances(model: Model, examples: Examples) -> tuple[LastTokenMetric, LastTokenMetric]:

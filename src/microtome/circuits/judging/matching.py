@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,18 +31,21 @@ def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
     for part in circuit.universe:
         kinds[make(part)].append(part)
     drawn: set[str] = set()
+    kept = circuit.kept
     for parts in kinds.values():
-        wanted = sum(p in circuit.kept for p in parts)
+        wanted = sum(p in kept for p in parts)
         if wanted:
             chosen = random.choice(len(parts), size=wanted, replace=False)
             drawn |= {parts[int(i)] for i in chosen}
     return frozenset(drawn)
 
 
+@lru_cache(maxsize=1 << 16)
 def _node(node: str) -> tuple[str, ...]:
     return ("mlp",) if head_of(node) is None else ("head", str(layer_of(node)))
 
 
+@lru_cache(maxsize=1 << 16)
 def _edge(edge: str) -> tuple[str, ...]:
     source, target = split_edge(edge)
     return (_kind(source), _layer(source), port_of(target), _layer(target))
