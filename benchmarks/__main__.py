@@ -3,6 +3,7 @@
 ``workloads``: microtome, raw PyTorch and the peers on workloads a to f. ``growth``: what a sweep
 costs by layers, positions and prompts. ``large``: the first at a billion parameters on a GPU.
 ``overhead``: tracing against the bare model. ``twins``: false claims on random models.
+``planted``: the grades that compiled programs reach.
 ``circuits``: what scoring every edge costs. ``maximization``: texts that excite neurons, against
 the corpus. ``resuming``: a sweep that is killed half-way and goes on.
 """
@@ -20,6 +21,7 @@ from benchmarks import (
     large,
     maximization,
     overhead,
+    planted,
     resuming,
     twins,
     workloads,
@@ -32,6 +34,7 @@ TABLES: dict[str, Callable[[Options], tuple[str, Any]]] = {
     "large": large.table,
     "overhead": lambda _: (overhead.table(), None),
     "twins": lambda _: (twins.table(), None),
+    "planted": lambda _: (planted.table(), None),
     "circuits": circuits.table,
     "maximization": lambda _: (maximization.table(), None),
     "resuming": lambda _: (resuming.table(), None),

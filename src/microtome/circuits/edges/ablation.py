@@ -121,10 +121,12 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
         keys, small = self._keys(cuts)
         values: dict[str, np.ndarray] = {}
         named = [m for m in metrics if isinstance(m, str)]
-        known = [k for k in keys if all((k, m) in self._remembered for m in named)]
-        if len(named) < len(metrics):
-            known = []
-        new = {k: n for n, k in enumerate(keys) if k not in set(known)}
+        known = {
+            key
+            for key in (keys if len(named) == len(metrics) else ())
+            if all((key, name) in self._remembered for name in named)
+        }
+        new = {key: n for n, key in enumerate(keys) if key not in known}
         found = self._run_new(list(new), [cuts[n] for n in new.values()], small, metrics)
         if len(self._remembered) + len(new) * len(named) > REMEMBERED * max(1, len(named)):
             kept = set(keys)
@@ -194,7 +196,7 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
             for number, place in enumerate(few):
                 pairs = self.graph.pairs[chunk[place]]
                 kept[number, pairs[:, 0], pairs[:, 1]] = False
-            pruned = dict(zip(few, self._pruning(kept), strict=True))
+            pruned = dict(zip(few, self._pruning(kept), strict=True)) if few else {}
             for number, cut in enumerate(chunk):
                 form = cut.astype(np.int64) if number not in pruned else np.packbits(pruned[number])
                 key = hashlib.blake2b(form.tobytes(), digest_size=16).digest()

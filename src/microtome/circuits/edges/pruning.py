@@ -40,7 +40,7 @@ class Pruning:
         leads = np.zeros((len(kept), kept.shape[2]), dtype=bool)
         leads[:, self._logits] = True
         for source in reversed(range(kept.shape[1])):
-            used: np.ndarray = (kept[:, source] & leads).any(1)
+            used = np.asarray((kept[:, source] & leads).any(1))
             leads[:, self._reads[source]] |= used[:, None]
         left = kept & leads[:, None, :]
         if not self._changes_only:

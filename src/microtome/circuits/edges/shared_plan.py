@@ -92,7 +92,7 @@ class SharedPlan:
 
     def add(self, kept: np.ndarray) -> None:
         """Add a circuit, given by its kept edges ``[source, target]`` without needless ones."""
-        writes: np.ndarray = kept.any(1)
+        writes = np.asarray(kept.any(1))
         variants: dict[int, int] = {0: 0}
         for stage, plan in zip(self._reading.stages, self.stages, strict=True):
             for place, source in enumerate(stage.heads):
