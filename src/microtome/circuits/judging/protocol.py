@@ -108,11 +108,7 @@ def judge(
         UnknownNameError: If a part does not exist.
         EmptyDataError: If a split holds no examples.
     """
-    if not 0 < faithfulness < 1 or nulls < 0 or orders < 1:
-        raise ConfigError(
-            f"faithfulness={faithfulness}, nulls={nulls}, orders={orders}; expected a share "
-            "between 0 and 1, 0 nulls or more, and 1 order or more."
-        )
+    _check_settings(faithfulness, nulls, orders)
     examples = behavior.prepare(model)
     splits = (examples.split("train"), examples.split("validation"), examples.split("test"))
     name = metric or behavior.metric
@@ -325,6 +321,14 @@ def _search(
     if finder is None and (isinstance(found, Circuit) or method not in FINDERS):
         return None
     return search_by_name(method, metric, ablation)
+
+
+def _check_settings(faithfulness: float, nulls: int, orders: int) -> None:
+    if not 0 < faithfulness < 1 or nulls < 0 or orders < 1:
+        raise ConfigError(
+            f"faithfulness={faithfulness}, nulls={nulls}, orders={orders}; expected a share "
+            "between 0 and 1, 0 nulls or more, and 1 order or more."
+        )
 
 
 def _check_level(found: Ranked | Sequence[str] | Circuit, level: Level | None) -> None:
