@@ -16,6 +16,9 @@ PEERS = {
     "pyvene": "pyvene==0.1.8",
     "captum": "captum==0.9.0",
     "auto_circuit": "auto-circuit==1.0.1",
+    "saelens": "sae-lens==6.54.12",
+    "sparsify": "eai-sparsify==1.3.3",
+    "dictionary_learning": "dictionary-learning==0.1.0",
 }
 """Peers to their pinned requirement."""
 
@@ -32,7 +35,7 @@ BY_HAND = {
 BESIDE = {"auto_circuit": ("transformer-lens==2.18.0", "tracr-pypi==1.0.0")}
 """What else is installed without dependencies."""
 
-OWN = ("raw", "microtome", "edges")
+OWN = ("raw", "microtome", "edges", "coders_raw", "coders_microtome")
 """What runs with the interpreter that runs the benchmarks."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.contenders import NAIVE, Contender
 from benchmarks.environments import OWN, ROOT, Environment
+from benchmarks.peers.coder_task import CoderTask
 from benchmarks.peers.task import Task
 
 LIMIT_S = 3600
@@ -75,7 +76,7 @@ class Measured:
         }
 
 
-def call(where: Environment, name: str, task: Task) -> dict[str, Any]:
+def call(where: Environment, name: str, task: Task | CoderTask) -> dict[str, Any]:
     """Run one worker and return its report, or ``{"failure": ...}``."""
     if where.python is None:
         return {"failure": f"not installed: {where.note}"}
@@ -96,7 +97,7 @@ def call(where: Environment, name: str, task: Task) -> dict[str, Any]:
     return {**json.loads(lines[-1]), "process_s": took, "load": os.getloadavg()[0]}
 
 
-def _surroundings(name: str, task: Task) -> dict[str, str]:
+def _surroundings(name: str, task: Task | CoderTask) -> dict[str, str]:
     """Return the environment variables of a worker."""
     paths = [str(ROOT)]
     if name in OWN:

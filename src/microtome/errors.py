@@ -22,6 +22,7 @@
     │   ├── PairError              MT042   a clean/corrupt pair that cannot be compared
     │   └── MetricError            MT043   a metric that cannot be computed here
     ├── SweepError                 MT050   a plan that cannot be run
+    ├── TrainingError              MT060   training stopped making sense
     └── StoreError                 MT070   reading or writing results
         ├── FormatError            MT071   an unknown, truncated or newer file
         └── OutputError            MT072   a folder that cannot be written, a full disk
@@ -218,6 +219,14 @@ class SweepError(MicrotomeError):
     code = "MT050"
     meaning = "A sweep cannot be planned or run as asked."
     remedy = "Change the sites, the rules or the memory budget as the message says."
+
+
+class TrainingError(MicrotomeError, ArithmeticError):
+    """Loss or gradients of a training run stopped being finite."""
+
+    code = "MT060"
+    meaning = "The loss or a gradient is no longer finite; the state before that step is kept."
+    remedy = "Train again with a lower learning rate, or look at the activations of that batch."
 
 
 class StoreError(MicrotomeError):

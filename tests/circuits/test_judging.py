@@ -72,7 +72,7 @@ def test_what_cannot_be_judged() -> None:
         judge(model, behavior, PLANTED, faithfulness=1.0)
     examples = behavior.prepare(model).split("train")
     edges = ComponentGraph.of(model).edges
-    with pytest.raises(ConfigError, match="finds nodes"):
+    with pytest.raises(ConfigError, match="scores no edges"):
         search_nulls(
             model, examples, examples, examples, Circuit(edges[:3], edges, "x", level="edge"), (1,),
             count=1, ablation="resample", metric="logit_difference", method="exact", seed=0,

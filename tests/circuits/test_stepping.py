@@ -344,3 +344,19 @@ def test_models_whose_writes_do_not_add_up_are_refused() -> None:
         step(model_of("olmo"), TOKENS, "a1.h1<q>")
     with pytest.raises(PromptError, match="empty"):
         step(model_of("gpt2"), [])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_embedding_is_named_as_circuits_name_it(family: str) -> None:
+    model = model_of(family)
+    found = step(model, TOKENS, "logits", top=50)
+    names = {link.part for link in found.roots[0].links if link.part.startswith("embed")}
+    assert names == ({"embed.token", "embed.pos"} if family == "gpt2" else {"embed.token"})
+    whole = step(model, TOKENS, "embed", way="forward").roots[0]
+    start = model.trace([TOKENS], capture="blocks.0.resid_pre").value("blocks.0.resid_pre")
+    assert whole.value == pytest.approx(float(start[0, -1].detach().norm()), rel=1e-4)
+    if family == "llama":
+        with pytest.raises(SelectorError, match="adds no positions"):
+            step(model, TOKENS, "embed.pos", way="forward")
+    with pytest.raises(SelectorError, match="nothing feeds an embedding"):
+        step(model, TOKENS, "embed")

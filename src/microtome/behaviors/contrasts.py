@@ -48,9 +48,10 @@ def contrast(
     Raises:
         DataError: If a file is missing or no text.
         EmptyDataError: If a file holds no prompts.
-        PairError: If files to be paired by line have different numbers of lines.
+        PairError: If files to be paired by line have prompts in different lines.
     """
-    kinds = [_lines(Path(path)) for path in (first, second)]
+    lines = [_lines(Path(path)) for path in (first, second)]
+    kinds = [list(found.values()) for found in lines]
     if pairing not in ("line", "length"):
         raise UsageError(f"No pairing {pairing!r}; known: line, length.")
     if pairing == "line" and len(kinds[0]) != len(kinds[1]):
@@ -58,11 +59,18 @@ def contrast(
             f"{first} has {len(kinds[0])} prompts and {second} has {len(kinds[1])}; pairs by line "
             "need equally many. Pair them by length instead."
         )
+    alone = sorted(set(lines[0]) ^ set(lines[1]))
+    if pairing == "line" and alone:
+        raise PairError(
+            f"Line {alone[0]} holds a prompt in {first if alone[0] in lines[0] else second} only; "
+            "pairs by line need blank lines at the same places. Pair them by length instead."
+        )
+    numbers = list(lines[0])
     right, wrong = ((t,) if isinstance(t, str) else tuple(t) for t in (answers, wrongs))
     items = []
     pairs = _by_line(kinds, seed) if pairing == "line" else _by_length(kinds, seed)
     for number, clean, corrupt, split in pairs:
-        name = f"line {number + 1}"
+        name = f"line {numbers[number]}"
         items.append(
             Item(
                 clean,
@@ -118,14 +126,21 @@ def parse_contrast(text: str, *, seed: int = 0) -> Behavior:
     )
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; give a text file with one prompt in each line.")
+def _lines(path: Path) -> dict[int, str]:
+    """Return the prompts of a file by the number of their line, from 1 on."""
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {what}; give a text file with one prompt in each line.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8: {error.reason}.") from None
-    found = [line.replace("\\n", "\n") for line in text.splitlines() if line.strip()]
+    # not splitlines: a form feed or a Unicode separator is a part of the prompt
+    found = {
+        number: line.replace("\\n", "\n")
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    }
     if not found:
         raise EmptyDataError(f"{path} holds no prompts.")
     return found

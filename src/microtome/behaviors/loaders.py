@@ -66,7 +66,7 @@ def load(path: str | Path, *, seed: int = 0, misfits: Misfits | None = None) -> 
     if not isinstance(path, str | Path):
         raise DataError(f"A file of pairs is a path; got {type(path).__name__}.")
     place = Path(path)
-    if not place.is_file():
+    if place.is_dir() or not place.exists():
         what = "is a folder" if place.is_dir() else "does not exist"
         raise DataError(f"{place} {what}; give a JSONL or CSV file of prompt pairs.")
     csv = place.suffix.lower() == ".csv"

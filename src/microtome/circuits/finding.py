@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 
 from microtome.attribution import ComponentScores, component_names, support_at_both_ends
+from microtome.attribution.patching import single_row
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.activation_gradients import activation_gradients
 from microtome.circuits.edges.attribution import (
@@ -20,6 +21,10 @@ from microtome.circuits.edges.attribution import (
 from microtome.circuits.edges.exact import exact_edges
 from microtome.circuits.edges.information_flow import information_flow
 from microtome.circuits.edges.mask_gradients import mask_gradients
+from microtome.circuits.neurons import NeuronAblator, neuron_support
+from microtome.circuits.places import split_of
+from microtome.circuits.references import check_ablation
+from microtome.circuits.results import Level
 from microtome.circuits.search.acdc import acdc
 from microtome.circuits.search.contextual import contextual_decomposition
 from microtome.circuits.search.ensembles import rank_ensemble
@@ -31,8 +36,8 @@ from microtome.errors import ConfigError, UnknownNameError, nearest
 if TYPE_CHECKING:
     from microtome.behaviors.behavior import Behavior
     from microtome.behaviors.examples import Examples
+    from microtome.behaviors.metrics import Metric
     from microtome.circuits.edges.scores import EdgeScores
-    from microtome.circuits.results import Level
     from microtome.tracing.model import Model
 
 Method = Literal["attribution", "exact", "contextual-decomposition"]
@@ -105,7 +110,12 @@ def find(model: Model, examples: Examples | Behavior, *, method: str, **options:
 
 
 def find(
-    model: Model, examples: Examples | Behavior, *, method: str = "attribution", **options: Any
+    model: Model,
+    examples: Examples | Behavior,
+    *,
+    method: str = "attribution",
+    level: Level | None = None,
+    **options: Any,
 ) -> Any:
     """Score every node or every edge by its support for a behavior.
 
@@ -116,22 +126,27 @@ def find(
             for nodes; ``eap``, ``eap-ig``, ``clean-corrupted``, ``eap-ig-activations``,
             ``mask-ig``, ``information-flow``, ``exact-edges``, ``acdc``, ``edge-pruning``, ``ugs``,
             ``rank-ensemble`` or (patented, it writes a notice) ``relp`` for edges.
-        options: Of the method: ``metric``, ``ablation``, and where it has them ``reference``,
-            ``steps``, ``seed`` and others.
+        level: What is scored: ``node`` (heads and MLPs), ``neuron`` (heads and neurons), ``edge``,
+            ``role-edge`` or ``position-edge`` (edges told apart by role or position, the same as
+            ``split="role"`` or ``split="position"``); by default what the method scores.
+        options: Of the method: ``metric``, ``ablation``, and where it has them ``split``,
+            ``reference``, ``steps``, ``seed`` and others.
 
     Returns:
         :class:`microtome.attribution.ComponentScores` of nodes, or
         :class:`microtome.circuits.EdgeScores`.
 
     Raises:
-        UnknownNameError: If the method is unknown.
-        ConfigError: If the method takes no such option.
+        UnknownNameError: If the method or the level is unknown.
+        ConfigError: If the method takes no such option, or scores parts of another level.
     """
     from microtome.behaviors.behavior import Behavior as _Behavior
 
     if method not in FINDERS:
         raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
     finder = FINDERS[method]
+    if level is not None:
+        options |= options_for(finder, level)
     allowed = list(inspect.signature(finder.run).parameters)[2:]
     wrong = [name for name in options if name not in allowed]
     if wrong:
@@ -143,31 +158,77 @@ def find(
     return finder.run(model, examples, **options)
 
 
+def options_for(finder: Finder, level: Level) -> dict[str, Any]:
+    """Return what a finder has to be told to score parts of a level.
+
+    Raises:
+        UnknownNameError: If the level is unknown.
+        ConfigError: If it scores no such parts.
+    """
+    if level not in get_args(Level):
+        raise UnknownNameError(f"No level {level!r}{nearest(level, get_args(Level))}.")
+    if level == "neuron-edge":
+        raise ConfigError(
+            "Edges that leave neurons are scored by microtome.circuits.neuron_edges, which has to "
+            "be told how many neurons to keep apart."
+        )
+    taken = inspect.signature(finder.run).parameters
+    wanted: dict[str, Any] = {}
+    if split_of(level) is not None:
+        wanted = {"split": split_of(level)}
+    elif level == "neuron":
+        wanted = {"level": level}
+    same = level.endswith("edge") == (finder.level == "edge")
+    if not same or any(name not in taken for name in wanted):
+        able = [
+            other.name
+            for other in FINDERS.values()
+            if level.endswith("edge") == (other.level == "edge")
+            and all(name in inspect.signature(other.run).parameters for name in wanted)
+        ]
+        raise ConfigError(
+            f"method={finder.name!r} scores no {level}s; those that do are {', '.join(able)}."
+        )
+    return wanted
+
+
 def _attribution(
     model: Model,
     examples: Examples,
     *,
-    metric: str = "logit_difference",
+    metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
+    level: Level = "node",
 ) -> ComponentScores:
-    del ablation
-    values = support_at_both_ends(model, examples, metric=metric)
-    return _scores(model, component_names(model), values, "attribution", metric)
+    # both ends are runs of prompts, whatever ablated nodes give elsewhere
+    check_ablation(ablation)
+    chosen = single_row(metric, "Attribution")
+    if level == "neuron":
+        names, found = neuron_support(model, examples, metric=chosen)
+        return _scores(model, names, found, "attribution", chosen.name)
+    values = support_at_both_ends(model, examples, metric=chosen)
+    return _scores(model, component_names(model), values, "attribution", chosen.name)
 
 
 def _exact(
     model: Model,
     examples: Examples,
     *,
-    metric: str = "logit_difference",
+    metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
+    level: Level = "node",
 ) -> ComponentScores:
+    name = single_row(metric, "Exact node patching").name
+    if level == "neuron":
+        neurons = NeuronAblator(model, examples, ablation=ablation)
+        alone = [np.array([], dtype=int), *np.arange(len(neurons.universe))[:, None]]
+        lost = neurons.run_cuts(alone, [metric])[name]
+        return _scores(model, neurons.universe, (lost[0] - lost[1:]).T, "exact", name)
     ablator = Ablator(model, examples, ablation=ablation)
     everything = frozenset(ablator.universe)
-    found = ablator.run([everything, *(everything - {n} for n in ablator.universe)], [metric])[
-        metric
-    ]
-    return _scores(model, ablator.universe, (found[0] - found[1:]).T, "exact", metric)
+    circuits = [everything, *(everything - {n} for n in ablator.universe)]
+    found = ablator.run(circuits, [metric])[name]
+    return _scores(model, ablator.universe, (found[0] - found[1:]).T, "exact", name)
 
 
 FINDERS: dict[str, Finder] = {

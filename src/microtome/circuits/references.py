@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from microtome.behaviors.evaluate import batches
-from microtome.errors import ConfigError
+from microtome.errors import ConfigError, EmptyDataError
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -32,7 +32,13 @@ def check_ablation(ablation: str) -> None:
 
 
 def site_means(model: Model, reference: Examples, sites: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return the mean of each site over all positions of the clean and corrupt prompts."""
+    """Return the mean of each site over all positions of the clean and corrupt prompts.
+
+    Raises:
+        EmptyDataError: If there are no examples.
+    """
+    if not len(reference):
+        raise EmptyDataError("The reference holds no examples, so there is no mean over them.")
     totals: dict[str, torch.Tensor] = {}
     count = 0
     for places in batches(reference, ROWS):
@@ -74,7 +80,9 @@ class References:
         self._sites = list(sites)
         self.ablation = ablation
         self._means = (
-            site_means(model, reference or examples, self._sites) if ablation == "mean" else {}
+            site_means(model, examples if reference is None else reference, self._sites)
+            if ablation == "mean"
+            else {}
         )
 
     def of(self, chunk: Examples, *, first: int = 0) -> dict[str, torch.Tensor]:

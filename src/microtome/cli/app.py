@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import analysis, circuits, dissection, health, inputs, models, sweeping
+from microtome.cli import analysis, circuits, dissection, health, inputs, models, sae, sweeping
 from microtome.cli.running import run
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(circuits.app, name="circuit")
+app.add_typer(sae.app, name="sae")
 app.command("dissect")(dissection.dissect)
 app.command("trace")(analysis.trace)
 app.command("lens")(analysis.lens)

@@ -62,8 +62,8 @@ def name(
     """
     from microtome.circuits import Circuit, name_parts
     from microtome.cli.bars import Bars
-    from microtome.cli.inputs import read_texts
     from microtome.cli.places import check_file
+    from microtome.store.texts import read_texts
 
     if out is not None:
         check_file(out)

@@ -145,6 +145,7 @@ def maximize(
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_file
     from microtome.errors import UsageError
+    from microtome.store.texts import read_texts
 
     if out is not None:
         check_file(out)
@@ -226,28 +227,6 @@ def _maximize_pixels(
 
 
 _SHADES = " .:-=+*#%@"
-
-
-def read_texts(paths: list[Path]) -> list[str]:
-    """Return the texts of files, and of all files below folders that are UTF-8."""
-    from microtome.errors import DataError
-
-    texts = []
-    for path in paths:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            try:
-                texts.append(file.read_text(encoding="utf-8"))
-            except UnicodeDecodeError:
-                if not path.is_dir():
-                    raise DataError(
-                        f"{file} is not UTF-8 text; give text files or a folder of them."
-                    ) from None
-            except OSError as error:
-                raise DataError(
-                    f"{file} cannot be read: {error.strerror}; give an existing file or folder."
-                ) from None
-    return texts
 
 
 def _number(value: float | None) -> str:

@@ -61,6 +61,39 @@ class Metric(Protocol):
         """
 
 
+class Codec(Protocol):
+    """A map from the value of a site to latents and back: an SAE, or anything that acts like one.
+
+    Attached to a model under a name, its latents and its error become sites. A write to latents
+    adds ``decode(new) - decode(old)``, so unchanged latents change nothing.
+    """
+
+    @property
+    def d_in(self) -> int:
+        """Width of the values that are encoded."""
+
+    @property
+    def d_out(self) -> int:
+        """Width of the values that are decoded; another than ``d_in`` only for transcoders."""
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Return the latents ``[..., d_sae]`` of values ``[..., d_in]``, differentiable."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the values ``[..., d_out]`` of latents ``[..., d_sae]``, bias included."""
+
+    def bypass(self, values: Tensor) -> Tensor | None:
+        """Return what reaches the output past the latents ``[..., d_out]``, None for nothing.
+
+        The skip connection of a skip transcoder: the reconstruction is ``decode(encode(values))``
+        plus this.
+        """
+
+
 class Executor(Protocol):
     """Runs independent units of work and returns their manifests in order.
 

@@ -19,6 +19,13 @@ from microtome.views.table import Cell, Table
 
 MakeFigure = Callable[..., Figure]
 
+_CARRIED = {
+    "resample": "what it carries in the corrupt run",
+    "mean": "its mean over the train prompts of both kinds",
+    "zero": "nothing",
+}
+"""What an ablated edge carries, in words."""
+
 SHOWN = 60
 """Edges that are drawn."""
 
@@ -53,7 +60,7 @@ def edges_section(found: Wiring, names: PartNames | None, figure: MakeFigure) ->
             f"{number(evaluation.faithfulness.value)} of the effect",
             drawing,
             f"Edges ranked on train by {found.scores.method}; the smallest circuit that is "
-            "faithful on validation. Every other edge carries what it carries in the corrupt run.",
+            f"faithful on validation. Every other edge carries {_CARRIED[found.ablation]}.",
             n=len(evaluation.full),
         ),
         figure(

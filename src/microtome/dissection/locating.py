@@ -13,6 +13,7 @@ from microtome.sweeps.planning import sweep
 
 if TYPE_CHECKING:
     from microtome.circuits.ablation import Ablation
+    from microtome.circuits.finding import Method
     from microtome.core.progress import Progress
     from microtome.tracing.model import Model
 
@@ -30,6 +31,7 @@ def locate(
     *,
     metric: str,
     ablation: Ablation,
+    method: Method,
     progress: Progress,
 ) -> Located:
     """Score every head and MLP two ways and sweep the residual stream.
@@ -39,10 +41,12 @@ def locate(
         train: Where scores are computed.
         test: Where the shown items come from.
         metric: The metric.
-        ablation: For the exact scores.
+        ablation: For the scores.
+        method: The finder; where that is ``exact``, attribution stands beside it.
         progress: Told of the sweep.
     """
-    scores = find(model, train, method="attribution", metric=metric)
+    quick: Method = "attribution" if method == "exact" else method
+    scores = find(model, train, method=quick, metric=metric, ablation=ablation)
     exact = find(model, train, method="exact", metric=metric, ablation=ablation)
     streams = sweep(
         model, train[:SWEPT], "resid_pre", over="role", metric=metric, progress=progress

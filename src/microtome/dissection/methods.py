@@ -40,10 +40,10 @@ def methods_section(found: Dissection) -> Section:
                     ),
                     ("twin", "the same model with the entries of every weight tensor shuffled"),
                     ("cluster", "template and lexical frame; the unit of every interval"),
-                    (
-                        "support",
-                        "estimated loss of the metric when the part is patched out, averaged "
-                        "with the return when it is patched in",
+                    *(
+                        ()
+                        if found.located is None
+                        else (("support", found.located.scores.meaning),)
                     ),
                 ),
             ),

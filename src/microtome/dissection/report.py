@@ -180,8 +180,8 @@ class _Report:
                 self._figure(
                     phrases.heads_title(located),
                     figures.head_map(located.scores, circuit),
-                    "Support of every head and MLP by attribution patching at both ends, on the "
-                    "train split. Exact single ablations of all of them agree with a correlation "
+                    f"Support of every head and MLP ({located.scores.method}) on the train split. "
+                    "Exact single ablations of all of them agree with a correlation "
                     f"of {agreement} over parts.",
                     n=len(located.scores.values),
                     clusters=self._clusters("train"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class Located(Result):
     """Which parts carry the behavior.
 
     Attributes:
-        scores: Attribution of every head and MLP on train.
+        scores: Support of every head and MLP on train, by the finder that was asked for; by
+            attribution where that is ``exact``.
         exact: The same by exact ablation.
         agreement: Pearson correlation of the two over nodes.
         streams: Sweep of the residual stream by layer and role.
@@ -237,6 +239,8 @@ class Dissection(Result, version=2):
                 options.append(f"--no-{name}")
             elif value != usual.get(name):
                 options += [f"--{name}", str(value)]
+        if self.versus is not None:
+            options += ["--versus", self.versus.b]
         return shlex.join(options)
 
     def summary(self) -> dict[str, Any]:
@@ -292,6 +296,8 @@ class Dissection(Result, version=2):
     def save_folder(self, folder: str | Path) -> Path:
         """Write report, result, tables and settings into a folder, all or nothing.
 
+        Files of an earlier dissection there are replaced or removed; other files stay.
+
         Raises:
             OutputError: If the folder cannot be written.
         """
@@ -314,7 +320,18 @@ class Dissection(Result, version=2):
                 self.names.table.to_csv(place / "names.csv", index=False)
             if self.verdict is not None:
                 self.verdict.to_frame().to_csv(place / "rules.csv", index=False)
+            made = {file.name for file in place.iterdir()}
+        # what an earlier dissection left in the folder would be taken for this one's
+        for file in Path(folder).iterdir():
+            if _FILES.fullmatch(file.name) and file.name not in made:
+                file.unlink()
         return Path(folder)
+
+
+_FILES = re.compile(
+    r"(scores|edges|names|rules)\.csv|edges\.json|(dissection|edges)-[0-9a-f]{12}\.safetensors"
+)
+"""Names of the files that not every dissection writes."""
 
 
 def config_dict(config: Config) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def dissect(
     """
     settings = config or Config()
     task = get(behavior, seed=settings.seed) if isinstance(behavior, str) else behavior
+    other = get(versus, seed=settings.seed) if isinstance(versus, str) else versus
     anatomy = require_anatomy(model.anatomy, "A dissection")
     watch = _Watch(progress)
     examples = task.prepare(model)
@@ -83,7 +84,6 @@ def dissect(
     )
     if settings.gate and not gate.passed:
         return found
-    other = get(versus, seed=settings.seed) if isinstance(versus, str) else versus
     return _explained(model, task, other, found, settings, watch)
 
 
@@ -105,6 +105,7 @@ def _explained(
             test,
             metric=task.metric,
             ablation=settings.ablation,
+            method=settings.method,
             progress=watch.progress,
         ),
     )
@@ -207,7 +208,16 @@ def _described(
         versus = attempt(
             "versus",
             True,
-            lambda: compare(model, task, contrast, metric=task.metric, seed=settings.seed),
+            lambda: compare(
+                model,
+                task,
+                contrast,
+                finder=settings.method,
+                faithfulness=settings.faithfulness,
+                ablation=settings.ablation,
+                metric=task.metric,
+                seed=settings.seed,
+            ),
         )
     return replace(found, wiring=wiring, names=names, versus=versus, notes=notes)
 

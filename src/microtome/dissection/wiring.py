@@ -88,7 +88,7 @@ def wire(
     """
     train, validation, test = splits
     metric = behavior.metric
-    scores = find(model, train, method=FINDER, metric=metric)
+    scores = find(model, train, method=FINDER, metric=metric, ablation=config.ablation)
     if config.edges == "judged":
         judgment = judge(
             model, behavior, scores, finder=FINDER, faithfulness=config.faithfulness,

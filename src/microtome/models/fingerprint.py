@@ -1,12 +1,16 @@
-"""A hash over a model's weights, so that results say which model they are about."""
+"""Hashes of weights and tokenizers, so that results say which model they are about."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import weakref
+from typing import Any
 
 import torch
 from torch import nn
+
+from microtome.core.hashing import sha256_json
 
 SAMPLE = 64
 """Entries of each tensor that are compared before a remembered hash is given again."""
@@ -64,3 +68,23 @@ def _bytes(flat: torch.Tensor) -> bytes:
     """Return the memory of a flat tensor without copying it on the processor."""
     held = flat.contiguous().cpu()
     return held.view(torch.uint8).numpy().data if held.numel() else b""  # type: ignore[return-value]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return the SHA-256 of how a tokenizer turns text into ids.
+
+    Its settings of padding and truncation do not count: calls change them.
+
+    Args:
+        tokenizer: Any tokenizer of transformers, or None.
+
+    Returns:
+        64 hexadecimal digits, or an empty text for None.
+    """
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return sha256_json([type(tokenizer).__name__, tokenizer.get_vocab()])
+    settings = json.loads(backend.to_str())
+    return sha256_json({k: v for k, v in settings.items() if k not in ("padding", "truncation")})

@@ -42,8 +42,12 @@ def save_arrays(
         raise DataError("metadata of arrays must map text to text; turn numbers into text")
     write = _write_tensors if any(is_tensor(a) for a in arrays.values()) else _write_numpy
     with atomic_file(path) as temporary:
+        # the library leaves the file to its owner alone; every other file of a result is as usual
+        temporary.touch()
+        usual = temporary.stat().st_mode
         try:
             write(temporary, arrays, notes)
+            temporary.chmod(usual)
         except SafetensorError as error:
             raise OutputError(f"cannot write {path}: {error}; choose another place") from error
     return Path(path)

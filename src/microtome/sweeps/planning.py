@@ -104,7 +104,7 @@ def plan(
     cells = _cells(model, chosen, axis, columns, neurons if isinstance(neurons, Mapping) else None)
     measured = _metric(metric)
     used, declined = choose(model, measured, rules)
-    lines = rows_of(measured, examples, base)
+    lines = rows_of(measured, examples, base, model.readout)
     return Plan(
         model=model,
         examples=examples,

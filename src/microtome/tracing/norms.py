@@ -24,12 +24,37 @@ def centers(norm: nn.Module, width: int | None = None) -> bool:
     size = weight.shape[-1] if isinstance(weight, torch.Tensor) else width
     if size is None:
         return False
-    like = weight if isinstance(weight, torch.Tensor) else torch.zeros(1)
-    probe = torch.linspace(-2.0, 1.0, size, device=like.device, dtype=like.dtype).unsqueeze(0)
+    probe = _probe(norm, size)
     with torch.no_grad():
         # forward, not call: hooks may be on the norm
         moved = norm.forward(probe + 5.0) - norm.forward(probe)
     return float(moved.abs().max()) < 0.05
+
+
+def divides(norm: nn.Module, width: int) -> bool:
+    """Return whether a module divides by the size of its input, as every norm does.
+
+    What stands in a norm's place need not: models without norms often keep an identity there.
+
+    Args:
+        norm: The module.
+        width: Size of its input, where it has no weight that tells.
+    """
+    if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+        return True
+    weight = getattr(norm, "weight", None)
+    probe = _probe(norm, weight.shape[-1] if isinstance(weight, torch.Tensor) else width)
+    with torch.no_grad():
+        none, once, fourfold = (norm.forward(factor * probe) for factor in (0.0, 1.0, 4.0))
+    # a norm gives the same for both, a linear map three times the input's share more
+    return float((fourfold - once).abs().max()) < 1.5 * float((once - none).abs().max())
+
+
+def _probe(norm: nn.Module, size: int) -> torch.Tensor:
+    """Return an input of a norm that is neither centered nor of unit size ``[1, size]``."""
+    weight = getattr(norm, "weight", None)
+    like = weight if isinstance(weight, torch.Tensor) else torch.zeros(1)
+    return torch.linspace(-2.0, 1.0, size, device=like.device, dtype=like.dtype).unsqueeze(0)
 
 
 def epsilon(norm: nn.Module) -> float:
@@ -42,8 +67,13 @@ def epsilon(norm: nn.Module) -> float:
 
 
 def divisor(norm: nn.Module, value: torch.Tensor) -> torch.Tensor:
-    """Return the divisor ``[batch, pos, 1]`` of a norm for its input, in float32."""
+    """Return the divisor ``[batch, pos, 1]`` of a norm for its input, in float32.
+
+    It is 1 for a module in a norm's place that does not divide.
+    """
     x = value.float()
+    if not divides(norm, x.shape[-1]):
+        return torch.ones_like(x[..., :1])
     if centers(norm, x.shape[-1]):
         x = x - x.mean(-1, keepdim=True)
     return (x.pow(2).mean(-1, keepdim=True) + epsilon(norm)).sqrt()

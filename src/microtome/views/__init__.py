@@ -18,6 +18,7 @@ The signatures::
     Series(name, x, y, low, high, category); NullBand(x, low, high, n, name)
     Curve(series, x_label, y_label, null, chosen, chosen_label, target, target_label, log_x,
           y_range)
+    Histogram(edges, counts, x_label, what, baseline, baseline_label, category)
     Sample(name, values, category); Distribution(samples, baseline, x_label, baseline_label)
     RuleNode(n, label, purity, condition, yes, no); RuleTree(root, classes)
     VerdictCard(grade, state, sentences, numbers, held_fixed, overturned_by)
@@ -43,6 +44,7 @@ _HOMES = {
     "distribution": ("Distribution", "Sample"),
     "figure": ("Figure",),
     "heatmap": ("HeatMap",),
+    "histogram": ("Histogram",),
     "markup": ("Markup",),
     "numbers": ("Estimate",),
     "page": ("Details", "Heading", "Page", "Section"),

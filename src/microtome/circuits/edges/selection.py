@@ -34,11 +34,13 @@ def select(
         signed: Go by value, not by magnitude.
 
     Raises:
-        ConfigError: If not exactly one of ``edges`` and ``threshold`` is given.
+        ConfigError: If not exactly one of ``edges`` and ``threshold`` is given, or that is NaN.
     """
     if (edges is None) == (threshold is None):
         raise ConfigError(f"edges={edges} and threshold={threshold}: expected exactly one of them.")
     if threshold is not None:
+        if np.isnan(threshold):
+            raise ConfigError(f"threshold={threshold}; expected a number.")
         found = above(scores, threshold, signed=signed)
         return pruned(found, scores.graph) if connected else found
     if connected:
@@ -104,7 +106,7 @@ def pruned(circuit: Circuit, graph: ComponentGraph) -> Circuit:
         parts=kept,
         universe=circuit.universe,
         method=f"{circuit.method}, connected",
-        level="edge",
+        level=circuit.level,
         model=circuit.model,
         provenance=circuit.provenance,
     )
@@ -134,7 +136,7 @@ def _circuit(scores: EdgeScores, chosen: np.ndarray, how: str) -> Circuit:
         parts=tuple(scores.universe[int(i)] for i in np.sort(chosen)),
         universe=scores.universe,
         method=f"{scores.method}, {how}",
-        level="edge",
+        level=scores.level,
         model=scores.model,
         provenance=scores.provenance,
     )

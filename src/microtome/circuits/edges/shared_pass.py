@@ -61,7 +61,7 @@ class SharedPass:
     def logits(self) -> torch.Tensor:
         """Return the logits at the prompts' ends ``[circuit * b, 1, vocab]``."""
         self._run()
-        ends = torch.tensor(self._base.lengths) - 1 - self._first
+        ends = self._reading.model.readout.positions(self._base.lengths) - self._first
         last = self._added(self._reading.last_stream, self._plan.logits, at_ends=ends)
         rows = last.flatten(0, 1).unsqueeze(1)
         found = self._reading.model.tail(rows, torch.zeros(len(rows), 1, dtype=torch.long))

@@ -10,12 +10,29 @@ import numpy as np
 from microtome.circuits.edges.scores import EdgeScores
 from microtome.circuits.graph import ComponentGraph
 from microtome.core.provenance import collect
+from microtome.errors import MetricError
 
 if TYPE_CHECKING:
+    from microtome.circuits.results import Level
     from microtome.tracing.model import Model
 
 KEPT = 4_000_000
 """Numbers kept by cluster at most: clusters times edges."""
+
+
+def require_finite(values: np.ndarray, graph: ComponentGraph, method: str, metric: str) -> None:
+    """Refuse scores ``[edge]`` that cannot be ranked.
+
+    Raises:
+        MetricError: If one is NaN or infinite.
+    """
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise MetricError(
+            f"{method}: {len(wrong)} of {len(values)} edges score NaN or infinity, the first "
+            f"{graph.edges[int(wrong[0])]}: {metric} or its gradient is not finite on these "
+            "examples. Take another metric, or float32 where the model runs in float16."
+        )
 
 
 class Tally:
@@ -46,7 +63,8 @@ class Tally:
         Args:
             values: Scores ``[example, edge]``.
             clusters: Cluster of each example.
-            moved: Whether what a source writes differs in any example ``[source]``.
+            moved: Whether what a source writes differs in any example ``[source]``, or at which
+                places ``[source, place]``.
         """
         wide = values.astype(np.float64)
         self._sum += wide.sum(0)
@@ -54,11 +72,19 @@ class Tally:
         self._n += len(wide)
         self._scored |= (wide != 0).any(0)
         if moved is not None:
-            self._moved |= moved[self._graph.pairs[:, 0]]
+            self._moved |= self._on_edges(moved)
         for row, cluster in zip(wide, clusters, strict=True):
             if self._names:
                 self._by_cluster[self._number[str(cluster)]] += row
                 self._sizes[self._number[str(cluster)]] += 1
+
+    def _on_edges(self, moved: np.ndarray) -> np.ndarray:
+        sources, targets = self._graph.pairs.T
+        if moved.ndim == 1:
+            return np.asarray(moved[sources])
+        place = self._graph.place_numbers[targets]
+        anywhere = np.asarray(moved.any(axis=1))
+        return np.asarray(np.where(place < 0, anywhere[sources], moved[sources, place]))
 
     def scores(
         self,
@@ -71,6 +97,7 @@ class Tally:
         config: Mapping[str, object] | None = None,
         gradient: bool = True,
         passes: Mapping[str, int] | None = None,
+        level: Level = "edge",
     ) -> EdgeScores:
         """Return the scores of everything that was added.
 
@@ -83,14 +110,20 @@ class Tally:
             config: Settings of the method for the provenance.
             gradient: Whether the method rests on gradients, which may be saturated.
             passes: Forward and backward passes made.
+            level: By what the edges are told apart.
+
+        Raises:
+            MetricError: If a score is NaN or infinite.
         """
+        mean = self._sum / max(1, self._n)
+        require_finite(mean, self._graph, method, metric)
         silent = self._moved & ~self._scored
         saturated = float(silent.sum() / max(1, self._moved.sum())) if gradient else None
         settings = {"method": method, "metric": metric, "ablation": ablation, **(config or {})}
         provenance = collect(model, settings)
         return EdgeScores(
             universe=self._graph.edges,
-            mean=self._sum / max(1, self._n),
+            mean=mean,
             second_moment=self._squares / max(1, self._n),
             n=self._n,
             method=method,
@@ -103,6 +136,7 @@ class Tally:
             cluster_sums=self._by_cluster if self._names else None,
             saturated=saturated,
             passes=passes,
+            level=level,
             model=provenance.fingerprint,
             provenance=provenance,
         )

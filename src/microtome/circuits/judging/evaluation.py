@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,17 @@ from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import top
 from microtome.circuits.graph import ComponentGraph, split_edge
 from microtome.circuits.judging.areas import ENOUGH, areas, nominal_sizes, sizes_of
-from microtome.circuits.judging.levels import Runner, check_parts, runner, universe_of
+from microtome.circuits.judging.levels import (
+    Runner,
+    check_parts,
+    graph_at,
+    runner,
+    universe_of,
+)
 from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap
+from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -113,10 +121,13 @@ def curve(
 
     Raises:
         UnknownNameError: If a part does not exist.
+        ConfigError: If sizes are negative or not ascending.
     """
+    if any(s < 0 for s in sizes) or any(a > b for a, b in pairwise(sizes)):
+        raise ConfigError(f"sizes={tuple(sizes)}; expected ascending numbers of parts from 0 on.")
     ran = runner(model, examples, level, ablation=ablation, reference=reference)
     order = complete(ranking, ran.universe)
-    graph = ComponentGraph.of(model) if level == "edge" else None
+    graph = graph_at(model, level, examples=examples)
     circuits = [connected(top(order, s), graph) for s in sizes]
     everything, total = frozenset(ran.universe), len(ran.universe)
     found = ran.run([everything, frozenset(), *circuits], [metric])[metric]
@@ -174,7 +185,7 @@ def faithfulness_curve(
     Raises:
         UnknownNameError: If a part does not exist.
     """
-    total = len(universe_of(model, level))
+    total = len(universe_of(model, level, examples=examples))
     return curve(
         model, examples, ranking, sizes_of(total), level=level, ablation=ablation, metric=metric,
         split=split, reference=reference, seed=seed,
@@ -220,7 +231,8 @@ def minimality(
         metric
     ]
     means = found.mean(1)
-    span = means[0] - means[1]
+    # NaN where nothing is lost with everything ablated: then there are no shares of it
+    span = (means[0] - means[1]) or np.nan
     return {part: float((means[2] - means[3 + i]) / span) for i, part in enumerate(circuit.parts)}
 
 
@@ -236,7 +248,7 @@ def takeovers(
     """Return what each part outside carries, with the circuit present and with it ablated.
 
     Nodes are ablated one at a time. Of edges, all that leave one source and lie outside the circuit
-    are ablated together, and the source is named.
+    are ablated together, and the source is named; likewise the neurons of one MLP.
 
     Returns:
         Part to (share of the metric lost when it alone is ablated, share lost when it is ablated
@@ -249,7 +261,8 @@ def takeovers(
     besides = [everything - circuit.kept - parts for parts in outside.values()]
     base = [everything, frozenset(), everything - circuit.kept]
     means = ran.run([*base, *alone, *besides], [metric])[metric].mean(1)
-    span = means[0] - means[1]
+    # NaN where nothing is lost with everything ablated: then there are no shares of it
+    span = (means[0] - means[1]) or np.nan
     count = len(outside)
     lost = (means[0] - means[3 : 3 + count]) / span
     more = (means[2] - means[3 + count :]) / span
@@ -257,13 +270,18 @@ def takeovers(
 
 
 def knocked_out(circuit: Circuit) -> Mapping[str, frozenset[str]]:
-    """Return what is ablated together outside a circuit, by name: a node, or a source's edges."""
+    """Return what is ablated together outside a circuit, by name.
+
+    A node; the neurons of an MLP; the edges that leave a source.
+    """
     outside = [p for p in circuit.universe if p in circuit.rest]
     if circuit.level == "node":
         return {p: frozenset({p}) for p in outside}
     groups: dict[str, set[str]] = {}
-    for edge in outside:
-        groups.setdefault(split_edge(edge)[0], set()).add(edge)
+    for name in outside:
+        # neurons go by their MLP, which is what stands before the dot
+        owner = split_edge(name)[0] if circuit.of_edges else name.partition(".n")[0]
+        groups.setdefault(owner, set()).add(name)
     return {source: frozenset(edges) for source, edges in groups.items()}
 
 

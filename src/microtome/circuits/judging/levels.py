@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.ablation import EdgeAblator
-from microtome.circuits.finding import FINDERS, find
+from microtome.circuits.finding import FINDERS, find, options_for
 from microtome.circuits.graph import ComponentGraph
-from microtome.circuits.results import Level
-from microtome.errors import MetricError, UnknownNameError, nearest
+from microtome.circuits.neurons import NeuronAblator, NeuronParts
+from microtome.circuits.places import Places, level_by_name, split_of
+from microtome.circuits.results import Circuit, Level
+from microtome.errors import ConfigError, MetricError, UnknownNameError, nearest
+from microtome.tracing.components import component_names
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Example, Examples
@@ -53,7 +57,13 @@ class Ranked(Protocol):
 Search: TypeAlias = "Callable[[Model, Examples], Ranked]"
 """From a model and train examples to scores of its parts."""
 
-RUNNERS: Mapping[Level, Callable[..., Runner]] = {"node": Ablator, "edge": EdgeAblator}
+RUNNERS: Mapping[Level, Callable[..., Runner]] = {
+    "node": Ablator,
+    "neuron": NeuronAblator,
+    "edge": EdgeAblator,
+    "role-edge": partial(EdgeAblator, split="role"),
+    "position-edge": partial(EdgeAblator, split="position"),
+}
 """What runs the circuits of each level."""
 
 
@@ -70,28 +80,30 @@ def runner(
     Args:
         model: The model.
         examples: The examples whose clean prompts are run.
-        level: ``node`` or ``edge``.
+        level: ``node``, ``neuron``, ``edge``, ``role-edge`` or ``position-edge``.
         ablation: What ablated parts give.
         reference: Examples over which means are taken; ``examples`` by default.
 
     Raises:
         UnknownNameError: If the level is unknown.
-        ConfigError: If the ablation is unknown.
+        ConfigError: If the ablation is unknown, there are more parts than can be held, or parts of
+            the level cannot be run.
+        PairError: If edges are told apart by role or position and the prompts do not share them.
     """
-    return RUNNERS[check_level(level)](model, examples, ablation=ablation, reference=reference)
+    check_level(level)
+    if level not in RUNNERS:
+        raise ConfigError(
+            "Edges that leave single neurons are scored, not run; run the edges of whole MLPs that "
+            "microtome.circuits.coarsen(circuit) gives, or a circuit of neurons."
+        )
+    return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
 
 
-EXACT_PARTS: Mapping[Level, int] = {"node": 64, "edge": 512}
+EXACT_NODES, EXACT_EDGES = 64, 512
 """Parts of a model up to which the default finder ablates each alone."""
 
-DEFAULTS: Mapping[Level, tuple[str, str]] = {
-    "node": ("exact", "attribution"),
-    "edge": ("exact-edges", "eap-ig"),
-}
-"""The default finders of each level: for few parts, and for many."""
 
-
-def default_finder(model: Model, level: Level) -> str:
+def default_finder(model: Model, level: Level, *, examples: Examples | None = None) -> str:
     """Return the finder that is used where none is named.
 
     Where a model has few parts each is ablated alone: that is affordable there, and gradients say
@@ -99,13 +111,17 @@ def default_finder(model: Model, level: Level) -> str:
 
     Args:
         model: The model.
-        level: ``node`` or ``edge``.
+        level: What is scored.
+        examples: Prompts whose roles or positions tell edges apart, for the levels where they do.
 
     Raises:
         UnknownNameError: If the level is unknown.
+        ConfigError: If edges are to be told apart and no examples are given.
     """
-    exact, estimated = DEFAULTS[check_level(level)]
-    return exact if len(universe_of(model, level)) <= EXACT_PARTS[level] else estimated
+    count = len(universe_of(model, check_level(level), examples=examples))
+    if level.endswith("edge"):
+        return "exact-edges" if count <= EXACT_EDGES else "eap-ig"
+    return "exact" if count <= EXACT_NODES else "attribution"
 
 
 def check_level(level: str) -> Level:
@@ -114,33 +130,85 @@ def check_level(level: str) -> Level:
     Raises:
         UnknownNameError: If it is unknown.
     """
-    for known in RUNNERS:
-        if known == level:
-            return known
-    raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
+    known: tuple[Level, ...] = get_args(Level)
+    for one in known:
+        if one == level:
+            return one
+    raise UnknownNameError(f"No level {level!r}{nearest(level, known)}.")
 
 
-def universe_of(model: Model, level: Level) -> tuple[str, ...]:
-    """Return all parts of a model at a level."""
-    from microtome.tracing.components import component_names
+def universe_of(model: Model, level: Level, *, examples: Examples | None = None) -> tuple[str, ...]:
+    """Return all parts of a model at a level.
 
-    return component_names(model) if level == "node" else ComponentGraph.of(model).edges
+    Args:
+        model: The model.
+        level: The level.
+        examples: Prompts whose roles or positions tell edges apart, for the levels where they do.
+
+    Raises:
+        ConfigError: If edges are to be told apart and no examples are given.
+    """
+    if level == "node":
+        return component_names(model)
+    if level == "neuron":
+        return NeuronParts(model).names
+    graph = graph_at(model, level, examples=examples)
+    return () if graph is None else graph.edges
 
 
-def search_by_name(method: str, metric: str, ablation: Ablation) -> NamedSearch:
+def graph_at(
+    model: Model, level: Level, *, examples: Examples | None = None
+) -> ComponentGraph | None:
+    """Return the component graph of a level of edges; None for nodes and neurons.
+
+    Args:
+        model: The model.
+        level: The level.
+        examples: Prompts whose roles or positions tell edges apart, for the levels where they do.
+
+    Raises:
+        ConfigError: If edges are to be told apart and no examples are given.
+    """
+    if not level.endswith("edge"):
+        return None
+    split = split_of(level)
+    if split is None:
+        return ComponentGraph.of(model)
+    if examples is None:
+        raise ConfigError(f"Which {level}s there are depends on the prompts; give examples=...")
+    return Places.of(examples, split).graph(model)
+
+
+def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
+    """Return of what level scores, a ranking or a circuit are, by their names if need be."""
+    known = getattr(found, "level", None)
+    if known is not None:
+        return known  # type: ignore[no-any-return]
+    ranking = getattr(found, "ranking", None)
+    names: Sequence[str] = ranking() if ranking is not None else found  # type: ignore[assignment]
+    return level_by_name(names)
+
+
+def search_by_name(
+    method: str, metric: str, ablation: Ablation, *, level: Level | None = None
+) -> NamedSearch:
     """Return the search that a finder of ``FINDERS`` makes.
 
     Args:
         method: Its name.
         metric: The metric that it explains.
         ablation: What ablated parts give, for the finders to which it matters.
+        level: What it scores, if it can score several kinds of parts.
 
     Raises:
         UnknownNameError: If there is none of this name.
+        ConfigError: If it scores no parts of this level.
     """
     if method not in FINDERS:
         raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
-    return NamedSearch(method, metric, ablation)
+    search = NamedSearch(method, metric, ablation, level)
+    search.options()
+    return search
 
 
 @dataclass(frozen=True)
@@ -151,19 +219,30 @@ class NamedSearch:
         method: Its name.
         metric: The metric that it explains.
         ablation: What ablated parts give, for the finders to which it matters.
+        level: What it scores, if it can score several kinds of parts.
     """
 
     method: str
     metric: str
     ablation: Ablation
+    level: Level | None = None
 
     def __call__(self, model: Model, train: Examples) -> Ranked:
         """Return the scores that it gives."""
-        known = inspect.signature(FINDERS[self.method].run).parameters
-        options = {"metric": self.metric, "ablation": self.ablation}
-        taken = {name: value for name, value in options.items() if name in known}
-        found: Ranked = find(model, train, method=self.method, **taken)
+        found: Ranked = find(model, train, method=self.method, **self.options())
         return found
+
+    def options(self) -> dict[str, Any]:
+        """Return what the finder is told.
+
+        Raises:
+            ConfigError: If it scores no parts of this level.
+        """
+        finder = FINDERS[self.method]
+        known = inspect.signature(finder.run).parameters
+        options = {"metric": self.metric, "ablation": self.ablation}
+        taken: dict[str, Any] = {name: value for name, value in options.items() if name in known}
+        return taken if self.level is None else taken | options_for(finder, self.level)
 
 
 def distances(model: Model, examples: Examples) -> tuple[LastTokenMetric, LastTokenMetric]:
@@ -202,7 +281,7 @@ def check_parts(parts: Iterable[str], universe: Sequence[str]) -> tuple[str, ...
         UnknownNameError: If one does not exist.
     """
     found, known = tuple(parts), set(universe)
-    for part in found:
-        if part not in known:
-            raise UnknownNameError(f"No part {part!r}{nearest(part, universe)}.")
+    for name in found:
+        if name not in known:
+            raise UnknownNameError(f"No part {name!r}{nearest(name, universe)}.")
     return found

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.finding import FINDERS, top
+from microtome.circuits.finding import top
 from microtome.circuits.graph import ComponentGraph
 from microtome.circuits.judging.evaluation import closeness, connected, item_closeness
-from microtome.circuits.judging.levels import Runner, Search, runner, search_by_name
+from microtome.circuits.judging.levels import Runner, Search, graph_at, runner, search_by_name
 from microtome.circuits.judging.matching import matched
 from microtome.circuits.judging.permuting import permuted_scores, permuted_values
 from microtome.circuits.judging.variation import jaccard
@@ -22,7 +22,6 @@ from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.core.seeds import rng
 from microtome.core.stats import cluster_ratio_bootstrap
-from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -53,8 +52,10 @@ def search_nulls(
     A twin is scored on its own behavior. A permutation of the answers is scored on test answers
     permuted likewise, as a share of the effect that the true answers have: the finder ranks by
     magnitude and may return the very same nodes, but for meaningless answers no effect as large
-    may come out. Where the finder's scores are linear in the metric, one search serves all
-    permutations, see :mod:`microtome.circuits.judging.permuting`.
+    may come out, of either sign. Where the effect of the true answers is itself chance, effects of
+    permutations are as large as it is, and often larger. Where the finder's scores are linear in
+    the metric, one search serves all permutations, see
+    :mod:`microtome.circuits.judging.permuting`.
 
     Args:
         model: The model.
@@ -74,7 +75,11 @@ def search_nulls(
     Raises:
         ConfigError: If the finder is of another level than the circuit.
     """
-    rules = _Rules(ablation, metric, method, train, circuit.level, seed)
+    search = method
+    if isinstance(search, str):
+        search = search_by_name(search, metric, ablation, level=circuit.level)
+    graph = graph_at(model, circuit.level, examples=train)
+    rules = _Rules(ablation, metric, search, train, circuit.level, graph, seed)
     twins, curves = _twins(
         model, rules, validation, test, circuit, sizes, count=count, enough=enough,
         progress=progress,
@@ -112,9 +117,9 @@ def _twins(
     for number in range(count):
         with model.twin(rules.seed * 1000 + number + 1) as other:
             ranking = rules.search(other, rules.train).ranking()
-            kept = rules.equal(other, ranking, len(circuit.parts))
+            kept = rules.equal(ranking, len(circuit.parts))
             found.append(item_closeness(*rules.values(other, test, None, frozenset(), kept)))
-            nested = (rules.first(other, ranking, s) for s in sizes)
+            nested = (rules.first(ranking, s) for s in sizes)
             curves.append(_mean_curve(rules.values(other, validation, None, frozenset(), *nested)))
         progress.step(number + 1, 2 * count, "nulls")
         if enough is not None and found[-1] >= enough:
@@ -125,57 +130,44 @@ def _twins(
 def _permutations(
     model: Model, rules: _Rules, test: Examples, circuit: Circuit, *, count: int, progress: Progress
 ) -> tuple[list[float], list[float]]:
-    """Return the guaranteed closeness of circuits for permuted answers, and their overlaps."""
+    """Return the sizes of the effects of circuits for permuted answers, and their overlaps."""
     seeds = [rules.seed * 1000 + number for number in range(count)]
     rankings = []
     for number, scores in enumerate(permuted_scores(model, rules.train, rules.search, seeds)):
         rankings.append(scores.ranking())
         progress.step(count + number + 1, 2 * count, "nulls")
-    circuits = [rules.equal(model, ranking, len(circuit.parts)) for ranking in rankings]
-    closest = []
+    circuits = [rules.equal(ranking, len(circuit.parts)) for ranking in rankings]
     full, empty = rules.values(model, test, None, frozenset())
     run_on = partial(rules.runner, model)
-    for some, none in permuted_values(run_on, test, rules.metric, circuits, seeds):
-        share = cluster_ratio_bootstrap(some - none, full - empty, test.clusters, seed=rules.seed)
-        closest.append(closeness(share))
-    return closest, [jaccard(kept, circuit.kept) for kept in circuits]
+    effects = [
+        _share((some - none).mean(), (full - empty).mean())
+        for some, none in permuted_values(run_on, test, rules.metric, circuits, seeds)
+    ]
+    return effects, [jaccard(kept, circuit.kept) for kept in circuits]
 
 
 @dataclass(frozen=True)
 class _Rules:
-    """How every null is searched and scored: exactly as the circuit under test was."""
+    """How every null is searched and scored: exactly as the circuit under test was.
+
+    Twins have the graph of their model.
+    """
 
     ablation: Ablation
     metric: str
-    method: str | Search
+    search: Search
     train: Examples
     level: Level
+    graph: ComponentGraph | None
     seed: int
 
-    def __post_init__(self) -> None:
-        name = self.method if isinstance(self.method, str) else ""
-        if name and FINDERS[name].level != self.level:
-            raise ConfigError(
-                f"method={name!r} finds {FINDERS[name].level}s; the nulls of a circuit of "
-                f"{self.level}s need a finder of {self.level}s."
-            )
-
-    @property
-    def search(self) -> Search:
-        if not isinstance(self.method, str):
-            return self.method
-        return search_by_name(self.method, self.metric, self.ablation)
-
-    def first(self, model: Model, ranking: Sequence[str], size: int) -> frozenset[str]:
+    def first(self, ranking: Sequence[str], size: int) -> frozenset[str]:
         """Return the first parts of a ranking, edges that lead nowhere left out."""
-        return connected(top(ranking, size), self._graph(model))
+        return connected(top(ranking, size), self.graph)
 
-    def equal(self, model: Model, ranking: Sequence[str], size: int) -> frozenset[str]:
+    def equal(self, ranking: Sequence[str], size: int) -> frozenset[str]:
         """Return the first circuit along a ranking that has a size once it is connected."""
-        return of_size(ranking, size, self._graph(model))
-
-    def _graph(self, model: Model) -> ComponentGraph | None:
-        return ComponentGraph.of(model) if self.level == "edge" else None
+        return of_size(ranking, size, self.graph)
 
     def runner(self, model: Model, examples: Examples) -> Runner:
         return runner(model, examples, self.level, ablation=self.ablation, reference=self.train)
@@ -208,6 +200,11 @@ def of_size(ranking: Sequence[str], size: int, graph: ComponentGraph | None) -> 
         else:
             few = middle + 1
     return connected(top(ranking, few), graph)
+
+
+def _share(effect: float, of: float) -> float:
+    """Return how large an effect is beside another, whatever their signs."""
+    return float(abs(effect / of)) if of else float("inf")
 
 
 def _mean_curve(values: np.ndarray) -> list[float]:

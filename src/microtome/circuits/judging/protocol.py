@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from microtome.behaviors.check import check
 from microtome.circuits.ablation import ABLATIONS, Ablation
 from microtome.circuits.finding import FINDERS, by_layer, sizes_up_to, top
-from microtome.circuits.graph import ComponentGraph
 from microtome.circuits.hypotheses.second_opinion import second_opinion
 from microtome.circuits.judging.cutting import smallest_faithful
 from microtome.circuits.judging.evaluation import (
@@ -29,6 +28,8 @@ from microtome.circuits.judging.levels import (
     Search,
     default_finder,
     distances,
+    graph_at,
+    level_of,
     runner,
     search_by_name,
     universe_of,
@@ -113,8 +114,8 @@ def judge(
     splits = (examples.split("train"), examples.split("validation"), examples.split("test"))
     name = metric or behavior.metric
     if finder is None and found is None and level is not None:
-        finder = default_finder(model, level)
-    search = _search(found, finder, name, ablation)
+        finder = default_finder(model, level, examples=splits[0])
+    search = _search(found, finder, name, ablation, level)
     if found is None:
         if search is None:
             raise ConfigError(
@@ -160,8 +161,8 @@ class _Case:
             return found, None
         level = level_of(found)
         ranking = found.ranking() if hasattr(found, "ranking") else tuple(found)
-        order = complete(ranking, universe_of(self.model, level))
         train, validation, test = self.splits
+        order = complete(ranking, universe_of(self.model, level, examples=train))
         circuit = smallest_faithful(
             self.model, validation, order, level=level, faithfulness=self.faithfulness,
             ablation=self.ablation, metric=self.metric, reference=train,
@@ -304,7 +305,7 @@ def inverted_accuracy(
         reference=train,
     )  # fmt: skip
     size = len(circuit.parts)
-    graph = ComponentGraph.of(model) if circuit.level == "edge" else None
+    graph = graph_at(model, circuit.level, examples=train)
     circuits = [of_size(scores.ranking(signed=signed), size, graph) for signed in (False, True)]
     values = ran.run(circuits, ["accuracy"])["accuracy"]
     found = [cluster_bootstrap(row, asked.clusters, seed=seed) for row in values]
@@ -312,7 +313,11 @@ def inverted_accuracy(
 
 
 def _search(
-    found: object, finder: Search | str | None, metric: str, ablation: Ablation
+    found: Ranked | Sequence[str] | Circuit | None,
+    finder: Search | str | None,
+    metric: str,
+    ablation: Ablation,
+    level: Level | None,
 ) -> Search | None:
     """Return the finder to rerun: the given one, or the one that the scores name."""
     method = getattr(found, "method", "") if finder is None else finder
@@ -320,7 +325,9 @@ def _search(
         return method
     if finder is None and (isinstance(found, Circuit) or method not in FINDERS):
         return None
-    return search_by_name(method, metric, ablation)
+    if found is not None:
+        level = level_of(found)
+    return search_by_name(method, metric, ablation, level=level)
 
 
 def _check_settings(faithfulness: float, nulls: int, orders: int) -> None:
@@ -335,11 +342,3 @@ def _check_level(found: Ranked | Sequence[str] | Circuit, level: Level | None) -
     own = level_of(found)
     if level is not None and level != own:
         raise ConfigError(f"level={level!r}, but what was given or found is of {own}s.")
-
-
-def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
-    """Return whether scores, a ranking or a circuit are of nodes or of edges."""
-    if isinstance(found, Circuit):
-        return found.level
-    names = found.ranking() if hasattr(found, "ranking") else found
-    return "edge" if any("->" in name for name in names[:1]) else "node"

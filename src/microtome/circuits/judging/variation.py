@@ -28,7 +28,7 @@ STEPS = 64
 """Steps of an elimination at most."""
 
 EDGE_ITEMS = 48
-"""Train items at most on which edges are eliminated; nodes are on all."""
+"""Train items at most on which edges are eliminated; nodes and neurons are on all."""
 
 
 def stability(
@@ -108,10 +108,10 @@ def order_items(train: Examples, level: Level, *, seed: int = 0) -> Examples:
 
     Args:
         train: All of them.
-        level: ``node`` or ``edge``.
+        level: What the parts are.
         seed: Which.
     """
-    if level == "node" or len(train) <= EDGE_ITEMS:
+    if not level.endswith("edge") or len(train) <= EDGE_ITEMS:
         return train
     drawn = rng(seed, "elimination items").choice(len(train), size=EDGE_ITEMS, replace=False)
     return train.take(sorted(drawn.tolist()))

@@ -92,7 +92,7 @@ def acdc(
     ablator = EdgeAblator(model, examples, ablation=ablation, reference=reference)
     chosen = objective(model, examples, metric, "ACDC")
     search = _Search(ablator, chosen, _visits(ablator.graph, order, seed))
-    levels = search.levels(thresholds) if isinstance(thresholds, int) else _checked(thresholds)
+    levels = _levels(search, thresholds)
     values = search.run(levels, progress)
     return set_scores(
         model,
@@ -107,6 +107,13 @@ def acdc(
         config={"thresholds": list(levels), "order": order},
         passes={"circuits": search.circuits},
     )
+
+
+def _levels(search: _Search, thresholds: int | Sequence[float]) -> tuple[float, ...]:
+    """Return the thresholds that were given, or so many of them."""
+    if isinstance(thresholds, Sequence | np.ndarray):
+        return _checked(thresholds)
+    return search.levels(int(thresholds))
 
 
 def _checked(thresholds: Sequence[float]) -> tuple[float, ...]:

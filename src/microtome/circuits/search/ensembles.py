@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microtome.circuits.edges.scores import EdgeScores
+from microtome.circuits.places import level_by_name
 from microtome.circuits.results import Circuit
 from microtome.circuits.search.set_scores import set_scores
 from microtome.core.provenance import Provenance
@@ -131,7 +132,7 @@ class Stable(Result):
             universe=self.universe,
             method=f"{' and '.join(self.methods)}, among the strongest {self.edges} in "
             f"{self.least:.0%} of {self.resamples} resamples",
-            level="edge",
+            level=level_by_name(self.universe),
             model=self.model,
             provenance=self.provenance,
         )
@@ -156,7 +157,8 @@ def stable_edges(
 ) -> Stable:
     """Return how often each edge is among the strongest when clusters are drawn anew.
 
-    Nothing is run again: scores hold their sum over every cluster.
+    Nothing is run again: scores hold their sum over every cluster. An edge that scores 0 by every
+    method is never chosen.
 
     Args:
         scores: Scores of one method, or of several on the same examples, whose ranks are averaged.
@@ -185,7 +187,9 @@ def stable_edges(
     for counts in drawn:
         means = np.einsum("c,mce->me", counts, sums) / (counts @ sizes)
         order = np.argsort(-mean_ranks(np.abs(means)), kind="stable")
-        times[order[:edges]] += 1
+        chosen = order[:edges]
+        # what scores nothing at all is not strong, however few edges are left to choose from
+        times[chosen[(means[:, chosen] != 0).any(0)]] += 1
     return Stable(
         universe=every[0].universe,
         share=times / resamples,

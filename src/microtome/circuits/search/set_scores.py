@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from microtome.circuits.edges.scores import EdgeScores
+from microtome.circuits.edges.tally import require_finite
 from microtome.core.provenance import collect
 
 if TYPE_CHECKING:
@@ -43,7 +44,11 @@ def set_scores(
         seed: Seed of what was drawn, None where nothing was.
         config: Settings for the provenance.
         passes: Forward and backward passes made.
+
+    Raises:
+        MetricError: If a score is NaN or infinite.
     """
+    require_finite(values, graph, method, metric)
     settings = {"method": method, "metric": metric, "ablation": ablation, **(config or {})}
     provenance = collect(model, settings, seed=seed)
     return EdgeScores(

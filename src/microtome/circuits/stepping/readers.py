@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from microtome.circuits.graph import EMBED
 from microtome.circuits.stepping.results import Link, Step
 from microtome.circuits.stepping.turns import MASKED
 from microtome.errors import ModelSupportError
@@ -43,6 +44,8 @@ def write_of(recorded: Recorded, part: str, pos: int) -> Write:
     """Return what a head ``a0.h1``, an MLP ``m0``, a neuron ``m0.n5`` or an embedding writes."""
     if part in recorded.embeddings:
         return Write(part, pos, -1, recorded.embeddings[part][pos])
+    if part == EMBED:
+        return Write(part, pos, -1, torch.stack(list(recorded.embeddings.values())).sum(0)[pos])
     layer = int(part[1:].split(".")[0])
     if part.startswith("a"):
         head = int(part.split(".h")[1])

@@ -225,8 +225,9 @@ class Recorded:
         start = self.value("blocks.0.resid_pre")
         parts = {}
         for name in ("embed.token", "embed.pos"):
-            if name in self.trace:
-                written = self.trace.value(name).detach().double().cpu()
+            if name not in self.trace:
+                continue
+            written = self.trace.value(name).detach().double().cpu()
             if written.shape[-1] == start.shape[-1]:
                 parts[name] = written.reshape(-1, start.shape[-1])
         total = sum(parts.values(), torch.zeros_like(start))

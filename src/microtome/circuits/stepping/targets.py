@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from microtome.circuits.graph import EMBED
 from microtome.errors import SelectorError, SiteError, nearest
 from microtome.tracing.sites import Site, parse, resolve_index
 
@@ -60,6 +61,8 @@ def place_of(recorded: Recorded, text: str | Site) -> Place:
         SiteError: If it names neither, or several places.
         SelectorError: If a block, head or neuron does not exist.
     """
+    if str(text).strip() == EMBED:
+        return Place("embed", EMBED, site=EMBED)
     match = _NAME.fullmatch(str(text).strip())
     place = _part(match, str(text)) if match else _site(recorded, text)
     if place.kind in ("logits", "embed", "stream"):

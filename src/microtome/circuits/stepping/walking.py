@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from microtome.circuits.graph import EMBED
 from microtome.circuits.stepping.contributions import backward_step, neuron_step
 from microtome.circuits.stepping.readers import forward_step, write_of
 from microtome.circuits.stepping.readings import (
@@ -355,8 +356,10 @@ def _source(place: Place, start: str | Site) -> str:
 def _forward(
     recorded: Recorded, part: str, pos: int, rules: _Rules, depth: int = 1, explains: str = ""
 ) -> Step:
-    if part.startswith("embed") and part not in recorded.embeddings:
-        part = next(iter(recorded.embeddings))
+    if part.startswith(EMBED) and part not in recorded.embeddings:
+        if part == "embed.pos" and EMBED not in recorded.embeddings:
+            raise SelectorError("embed.pos: the model adds no positions; step from embed.token.")
+        part = EMBED
     found = forward_step(
         recorded, write_of(recorded, part, pos), top=rules.top, neurons=rules.neurons,
         explains=explains,

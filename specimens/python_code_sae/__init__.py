@@ -1,0 +1,1 @@
+"""The recipe of the sparse autoencoders of the Python-code specimen."""

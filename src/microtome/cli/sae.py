@@ -1,0 +1,22 @@
+"""``microtome sae``: the commands about sparse coders, each in a file of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from microtome.cli import sae_harvest, sae_reading
+
+app = typer.Typer(
+    name="sae",
+    help="Harvest activations; train, evaluate, read and convert sparse coders.",
+    no_args_is_help=True,
+)
+app.command("harvest")(sae_harvest.harvest)
+app.command("eval")(sae_reading.evaluate)
+app.command("latents")(sae_reading.latents)
+app.command("convert")(sae_reading.convert)
+
+
+@app.callback()
+def sae() -> None:
+    """Harvest activations; train, evaluate, read and convert sparse coders."""

@@ -1,0 +1,33 @@
+"""Sparse coders: SAEs, transcoders, crosscoders; trained, evaluated, read, used in the model."""
+
+from __future__ import annotations
+
+from microtome.core.lazy import lazy_names
+
+_NAMES = {
+    "ActivationStore": "microtome.sae.harvesting.store:ActivationStore",
+    "Activations": "microtome.sae.activations:Activations",
+    "Architecture": "microtome.sae.architecture:Architecture",
+    "Config": "microtome.sae.config:Config",
+    "FORMATS": "microtome.sae.saving:FORMATS",
+    "LatentIndex": "microtome.sae.reading.index:LatentIndex",
+    "Origin": "microtome.sae.coder:Origin",
+    "Reconstruction": "microtome.sae.reconstruction:Reconstruction",
+    "Recovery": "microtome.sae.evaluation.results:Recovery",
+    "SAE": "microtome.sae.coder:SAE",
+    "SAEEvaluation": "microtome.sae.evaluation.results:SAEEvaluation",
+    "SparseLatents": "microtome.sae.latents:SparseLatents",
+    "Training": "microtome.sae.results:Training",
+    "agreement": "microtome.sae.evaluation.dictionaries:agreement",
+    "evaluate": "microtome.sae.evaluation.evaluating:evaluate",
+    "harvest": "microtome.sae.harvesting.running:harvest",
+    "index": "microtome.sae.reading.indexing:index",
+    "load": "microtome.sae.saving:load",
+    "reconstruct": "microtome.sae.reconstruction:reconstruct",
+    "save": "microtome.sae.saving:save",
+    "train": "microtome.sae.training:train",
+}
+
+__all__ = sorted(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

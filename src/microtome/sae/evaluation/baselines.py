@@ -1,0 +1,54 @@
+"""Coders that were not trained: what sparsity alone, coordinates and the twin can do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from microtome.sae.architecture import Architecture
+from microtome.sae.coder import SAE
+
+RANDOM_STREAM = "baseline"
+
+
+@torch.no_grad()
+def random_dictionary(coder: SAE, k: int, *, mean: Tensor, seed: int = 0) -> SAE:
+    """Return a coder with random directions of norm 1 that keeps ``k`` latents of a row.
+
+    Args:
+        coder: The coder whose widths and sites it shares.
+        k: Latents kept.
+        mean: Mean of the targets ``[d_out]``, its bias.
+        seed: Seed of the directions.
+    """
+    made = coder.architecture
+    make = Architecture(
+        made.d_in,
+        made.d_sae,
+        d_out=made.d_out,
+        activation="topk",
+        k=min(max(1, k), made.d_sae),
+        sources=made.sources,
+        targets=made.targets,
+        center=made.center,
+    )
+    baseline = SAE(make, seed=seed, origin=coder.origin)
+    baseline.weights["b_dec"].copy_(mean)
+    return baseline
+
+
+@torch.no_grad()
+def coordinates(coder: SAE, k: int, *, mean: Tensor) -> SAE:
+    """Return the coder that keeps the ``k`` coordinates of a row that are farthest from the mean.
+
+    At a site of neurons these are the neurons themselves.
+
+    Args:
+        coder: An SAE, whose width and sites it shares.
+        k: Coordinates kept.
+        mean: Mean of the values ``[d_in]``.
+    """
+    width = coder.d_in
+    make = Architecture(width, width, activation="abstopk", k=min(max(1, k), width), encoder="tied")
+    weights = {"W_dec": torch.eye(width), "b_dec": mean.float().clone()}
+    return SAE(make, origin=coder.origin, weights=weights | {"b_enc": torch.zeros(width)})

@@ -1,0 +1,1 @@
+"""Formats of coders on disk: microtome's own and those of other packages, both ways."""

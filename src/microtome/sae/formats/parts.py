@@ -1,0 +1,117 @@
+"""What every format reads through: JSON with checked fields, tensors with checked shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microtome.errors import FormatError, nearest
+from microtome.store.arrays import check_safetensors
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FormatError: The file is missing, no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}; give a whole folder") from error
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON ({error}); write or fetch it again") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def want(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], path: Path) -> Any:
+    """Return a field of a configuration.
+
+    Raises:
+        FormatError: It is missing or of another kind.
+    """
+    if name not in config:
+        raise FormatError(f"{path} has no {name!r}{nearest(name, config)}")
+    value = config[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise FormatError(f"{name} in {path} is {value!r}; expected {_words(kind)}")
+    return value
+
+
+def _words(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(k.__name__ for k in kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """Named tensors of one file, taken one by one with their shapes checked.
+
+    Attributes:
+        path: The file.
+        values: Name to tensor.
+    """
+
+    path: Path
+    values: Mapping[str, Tensor]
+
+    @staticmethod
+    def read(path: Path) -> Tensors:
+        """Read a safetensors file.
+
+        Raises:
+            FormatError: The file is missing, truncated or of another format.
+            UnsafeFileError: It is a pickle.
+        """
+        from safetensors.torch import load_file
+
+        check_safetensors(path)
+        return Tensors(path, load_file(str(path)))
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return a tensor in float32 (float64 stays), checked for shape and finite values.
+
+        Raises:
+            FormatError: It is missing, of another shape, or holds NaN or infinity.
+        """
+        if name not in self.values:
+            raise FormatError(f"{self.path} has no tensor {name!r}{nearest(name, self.values)}")
+        value = self.values[name]
+        if tuple(value.shape) != shape:
+            raise FormatError(
+                f"{name} in {self.path} has shape {tuple(value.shape)}; expected {shape}"
+            )
+        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise FormatError(
+                f"{name} in {self.path} is {value.dtype} or holds NaN or infinity; expected "
+                "finite floating-point numbers"
+            )
+        return value if value.dtype == torch.float64 else value.float()
+
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """Return the shape of a tensor of a given number of axes.
+
+        Raises:
+            FormatError: It is missing or has another number of axes.
+        """
+        if name not in self.values:
+            raise FormatError(f"{self.path} has no tensor {name!r}{nearest(name, self.values)}")
+        found = tuple(self.values[name].shape)
+        if len(found) != axes:
+            raise FormatError(f"{name} in {self.path} has shape {found}; expected {axes} axes")
+        return found

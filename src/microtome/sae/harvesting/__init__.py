@@ -1,0 +1,1 @@
+"""Harvesting: activations computed once, kept in shards, read in shuffled batches."""

@@ -1,0 +1,73 @@
+"""Activations that are in memory already, with the interface of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from microtome.core.hashing import sha256_arrays
+from microtome.errors import EmptyDataError, ShapeError
+from microtome.sae.harvesting.moments import Moments
+from microtome.sae.harvesting.streaming import Streamed
+
+NAME = "activations"
+"""The site's name where a tensor is given without one."""
+
+
+class TensorActivations(Streamed):
+    """Rows of one or several sites in memory.
+
+    Args:
+        values: ``[rows, width]``, or site to such a tensor with the same rows; floating point, of
+            any type, on any device. They are not copied.
+
+    Raises:
+        ShapeError: If a tensor has another shape or type, or holds NaN or infinities.
+        EmptyDataError: If there are no rows.
+    """
+
+    def __init__(self, values: Tensor | Mapping[str, Tensor]) -> None:
+        tensors = {NAME: values} if isinstance(values, Tensor) else dict(values)
+        for site, tensor in tensors.items():
+            _check(site, tensor)
+        sizes = {site: len(tensor) for site, tensor in tensors.items()}
+        if not any(sizes.values()):
+            raise EmptyDataError("There are no rows of activations; give at least one.")
+        if len(set(sizes.values())) > 1:
+            raise ShapeError(
+                f"The sites have different numbers of rows: {sizes}; rows of several sites "
+                "belong together and must be equally many."
+            )
+        self._tensors = {site: tensor.detach() for site, tensor in tensors.items()}
+        super().__init__(
+            [next(iter(sizes.values()))], {s: Moments.of(t) for s, t in self._tensors.items()}
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sites' names and values."""
+        return sha256_arrays(self._tensors)
+
+    def _values(self, shard: int, site: str) -> Tensor:
+        return self._tensors[site]
+
+
+def _check(site: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
+        what = (
+            f"{tensor.dtype} {tuple(tensor.shape)}"
+            if isinstance(tensor, Tensor)
+            else type(tensor).__name__
+        )
+        raise ShapeError(
+            f"Activations of {site!r} are {what}; expected a floating-point tensor [rows, width]."
+        )
+    finite = torch.isfinite(tensor).all(1)
+    if not finite.all():
+        bad = int((~finite).nonzero()[0])
+        raise ShapeError(
+            f"Activations of {site!r} hold NaN or infinities in {int((~finite).sum())} rows, first "
+            f"in row {bad}; leave those rows out."
+        )

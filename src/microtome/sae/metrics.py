@@ -1,0 +1,117 @@
+"""The metrics of a training run: summed in double precision, written as one row of JSON a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microtome.store.atomic import write_text
+
+
+@dataclass
+class Tally:
+    """Sums over the batches since the last row of metrics.
+
+    Attributes:
+        rows: Rows seen.
+        squared_error: Of all rows and targets.
+        variance: Squared distance of the targets from the data's mean.
+        active: Active latents.
+        losses: Parts of the loss times rows.
+        largest_gradient: Norm of the largest gradient.
+    """
+
+    rows: int = 0
+    squared_error: float = 0.0
+    variance: float = 0.0
+    active: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    largest_gradient: float = 0.0
+
+    @torch.no_grad()
+    def add(self, targets: Tensor, errors: Tensor, values: Tensor, mean: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            targets: ``[row, d_out]``.
+            errors: ``[row, d_out]``.
+            values: Activations in any form.
+            mean: The data's mean target ``[d_out]``.
+        """
+        self.rows += len(targets)
+        self.squared_error += _squares(errors)
+        self.variance += _squares(targets - mean)
+        self.active += float(torch.count_nonzero(values))
+
+    def add_losses(self, parts: dict[str, Tensor], rows: int, gradient: float) -> None:
+        """Add the parts of a batch's loss, and the norm of its gradient."""
+        for name, value in parts.items():
+            self.losses[name] = self.losses.get(name, 0.0) + float(value) * rows
+        self.largest_gradient = max(self.largest_gradient, gradient)
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of the variance unexplained; not a number without variance."""
+        return self.squared_error / self.variance if self.variance else math.nan
+
+    @property
+    def l0(self) -> float:
+        """Active latents of a row."""
+        return self.active / self.rows if self.rows else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sums, for a checkpoint."""
+        return asdict(self)
+
+
+def _squares(rows: Tensor) -> float:
+    """Return the sum of squares: over each row as it is, over the rows in double precision."""
+    return float(torch.linalg.vecdot(rows, rows).sum(dtype=torch.float64))
+
+
+class MetricsFile:
+    """Rows of metrics on disk; without a folder, in memory alone.
+
+    Args:
+        folder: Where ``metrics.jsonl`` lies.
+        steps: Rows of later steps, written by a run that was killed, are dropped.
+    """
+
+    def __init__(self, folder: Path | None, steps: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._path = None if folder is None else folder / "metrics.jsonl"
+        if self._path is None:
+            return
+        if self._path.is_file():
+            self.rows = [r for r in _read(self._path) if r.get("step", 0) <= steps]
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_text(self._path, text)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row; numbers that are not finite become null."""
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        self.rows.append(clean)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the whole rows of a file; the last one may have been cut off by a kill."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        found.append(row)
+    return found

@@ -1,0 +1,128 @@
+"""How latents relate: to one another, to neurons, to the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from microtome.errors import EmptyDataError, ModelSupportError
+from microtome.sae.reading.index import LatentIndex
+
+if TYPE_CHECKING:
+    from microtome.sae.coder import SAE
+    from microtome.tracing.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """Latents or tokens that go with one latent, the strongest first.
+
+    Attributes:
+        numbers: Their numbers.
+        values: How strongly, by the measure asked for.
+    """
+
+    numbers: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def co_occurring(
+    index: LatentIndex, latent: int, *, n: int = 10, measure: str = "jaccard"
+) -> Relation:
+    """Return the latents that are active at the same positions as one.
+
+    Args:
+        index: The index.
+        latent: Number of the latent.
+        n: How many.
+        measure: ``"jaccard"``, shared positions over positions of either, or ``"pmi"``, pointwise
+            mutual information in nats (of latents that share at least two positions).
+
+    Raises:
+        SelectorError: There is no such latent.
+        EmptyDataError: It is never active.
+    """
+    positions, _ = index.require_active(latent)
+    rows = [index.by_token.row(int(p))[0] for p in positions]
+    together = np.bincount(np.concatenate(rows), minlength=index.d_sae).astype(np.float64)
+    together[latent] = 0
+    counts = index.counts.astype(np.float64)
+    if measure == "pmi":
+        expected = counts * len(positions) / max(1, index.n_tokens)
+        enough = together >= 2
+        scores = np.where(
+            enough, np.log(np.where(enough, together, 1) / np.maximum(expected, 1e-12)), 0
+        )
+    else:
+        scores = together / np.maximum(counts + len(positions) - together, 1)
+    return _strongest(scores, n)
+
+
+def neighbors(coder: SAE, latent: int, *, n: int = 10) -> Relation:
+    """Return the latents whose decoder directions are most like one's, by cosine."""
+    rows = torch.nn.functional.normalize(coder.weights["W_dec"].detach().double(), dim=1)
+    cosine = rows @ rows[latent]
+    cosine[latent] = 0
+    return _strongest(cosine.cpu().numpy(), n)
+
+
+@torch.no_grad()
+def logit_effects(model: Model, coder: SAE, latent: int) -> Tensor:
+    """Return what one unit of a latent adds to each logit directly ``[vocab]``.
+
+    The decoder direction through the weight of the final norm and the unembedding, with the mean
+    over tokens taken away; the scale of the final norm, which depends on the input, is left out.
+
+    Raises:
+        ModelSupportError: The model has no unembedding, or the latent writes another width.
+    """
+    weights = model.weights.view(fold_norm=True)
+    direction = coder.weights["W_dec"][latent].detach()
+    slices = coder.architecture.target_slices
+    last = direction[slices[-1]]
+    unembedding = weights.W_U
+    if unembedding.shape[0] != last.shape[0]:
+        raise ModelSupportError(
+            f"the latent writes {last.shape[0]} numbers and the residual stream has "
+            f"{unembedding.shape[0]}; logit effects need a coder that writes to the stream"
+        )
+    effects = last.to(unembedding) @ unembedding
+    return effects - effects.mean()
+
+
+def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 10) -> Relation:
+    """Return the units of another index of the same text that correlate with a latent (Pearson).
+
+    The other index may be of another coder, or of neurons (a coder that keeps all of them).
+
+    Raises:
+        SelectorError: There is no such latent.
+        EmptyDataError: It is never active, or the texts differ.
+    """
+    if len(other.ids) != len(index.ids) or not np.array_equal(other.ids, index.ids):
+        raise EmptyDataError("the two indexes are of different texts; index the same text twice")
+    positions, values = index.require_active(latent)
+    n_tokens = max(1, index.n_tokens)
+    mean = values.sum(dtype=np.float64) / n_tokens
+    spread = np.sqrt(np.square(values, dtype=np.float64).sum() / n_tokens - mean**2)
+    theirs = other.matrix()
+    products = theirs[positions].T @ values.astype(np.float64)
+    sums = np.asarray(theirs.sum(axis=0, dtype=np.float64)).ravel()
+    squares = np.asarray(theirs.multiply(theirs).sum(axis=0, dtype=np.float64)).ravel()
+    variance = np.maximum(squares / n_tokens - (sums / n_tokens) ** 2, 0)
+    covariance = products / n_tokens - mean * sums / n_tokens
+    scores = covariance / np.maximum(np.sqrt(variance) * spread, 1e-12)
+    if other.details.get("coder") == index.details.get("coder"):
+        scores[latent] = 0
+    return _strongest(scores, n)
+
+
+def _strongest(scores: NDArray[np.float64], n: int) -> Relation:
+    order = np.argsort(-scores, kind="stable")[:n]
+    order = order[scores[order] > 0]
+    return Relation(order.astype(np.int64), scores[order])

@@ -1,0 +1,74 @@
+"""What can be said of a token in its context: templates of position and format, true or false."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.sae.reading.index import LatentIndex
+
+_QUOTES, _OPENING, _CLOSING = "'\"", "([{", ")]}"
+
+_OF_TOKEN: dict[str, Callable[[str], bool]] = {
+    "begins with a space": lambda t: t.startswith(" "),
+    "holds a line break": lambda t: "\n" in t,
+    "is blank": lambda t: bool(t) and not t.strip(),
+    "is a number": lambda t: t.strip().isdigit(),
+    "begins with a capital": lambda t: t.strip()[:1].isupper(),
+    "is in capitals": lambda t: len(t.strip()) > 1 and t.strip().isupper(),
+    "is a word": lambda t: t.strip().isalpha(),
+    "is punctuation": lambda t: bool(t.strip()) and not any(c.isalnum() or c == "_" for c in t),
+}
+"""Templates that depend on the token alone, in words that follow "the token"."""
+
+
+def templates(index: LatentIndex) -> dict[str, NDArray[np.bool_]]:
+    """Return whether each template holds at each position ``[position]``, by its words."""
+    n = len(index.ids)
+    found: dict[str, NDArray[np.bool_]] = {}
+    known, inverse = np.unique(index.ids, return_inverse=True)
+    texts = [index.vocabulary.get(int(i), "") for i in known]
+    for words, test in _OF_TOKEN.items():
+        found[f"the token {words}"] = np.array([test(t) for t in texts], dtype=bool)[inverse]
+    starts = np.zeros(n, dtype=bool)
+    starts[index.contexts[:-1][index.contexts[:-1] < n]] = True
+    breaks = found["the token holds a line break"]
+    found["the text begins here"] = starts
+    found["a line begins here"] = starts | np.concatenate([[False], breaks[:-1]])
+    found |= _scanned(index, texts, inverse)
+    return {words: flags for words, flags in found.items() if 0 < int(flags.sum()) < n}
+
+
+def _scanned(
+    index: LatentIndex, texts: list[str], inverse: NDArray[np.int64]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return templates that need a walk from the start of a context to before its token."""
+    n = len(index.ids)
+    quoted, bracketed, indented = (np.zeros(n, dtype=bool) for _ in range(3))
+    for start, end in zip(index.contexts[:-1], index.contexts[1:], strict=True):
+        quote, depth, indent, fresh = "", 0, 0, True
+        for position in range(int(start), int(end)):
+            quoted[position], bracketed[position] = bool(quote), depth > 0
+            indented[position] = indent > 0 and not fresh
+            for character in texts[int(inverse[position])]:
+                if quote:
+                    quote = "" if character in (quote, "\n") else quote
+                elif character in _QUOTES:
+                    quote = character
+                elif character in _OPENING:
+                    depth += 1
+                elif character in _CLOSING:
+                    depth = max(0, depth - 1)
+                if character == "\n":
+                    indent, fresh = 0, True
+                elif fresh and character in " \t":
+                    indent += 1
+                else:
+                    fresh = False
+    return {
+        "a quotation is open": quoted,
+        "a bracket is open": bracketed,
+        "the line is indented": indented,
+    }

@@ -1,0 +1,152 @@
+"""How well a coder reconstructs, and with how many latents: FVU, L0 and their kin, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microtome.errors import EmptyDataError, ShapeError
+from microtome.sae.coder import SAE
+from microtome.store.results import Result
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction(Result, schema="sae-reconstruction"):
+    """Reconstruction and sparsity of a coder on given rows.
+
+    Attributes:
+        n_rows: Rows measured.
+        fvu: Fraction of variance unexplained: sum of ``|x - x_hat|^2`` over the sum of
+            ``|x - mean|^2``, the mean over all rows.
+        l0: Mean number of latents of a row that are not 0.
+        l1: Mean sum of their absolute values.
+        cosine: Mean cosine of target and reconstruction.
+        norm_ratio: Mean of ``|x_hat| / |x|``.
+        bias: Relative reconstruction bias ``E |x_hat|^2 / E <x, x_hat>``, 1 without shrinkage
+            (Rajamanoharan et al., 2024, eq. 10).
+        frequency: Share of the rows on which each latent is active ``[latent]``.
+        fvu_by_target: FVU of each target site ``[target]``.
+    """
+
+    n_rows: int
+    fvu: float
+    l0: float
+    l1: float
+    cosine: float
+    norm_ratio: float
+    bias: float
+    frequency: np.ndarray
+    fvu_by_target: tuple[float, ...]
+
+    @property
+    def dead_share(self) -> float:
+        """Share of the latents that were active on none of the ``n_rows`` rows."""
+        return float((self.frequency == 0).mean())
+
+
+class ReconstructionTally:
+    """Adds up what :class:`Reconstruction` states, batch after batch, in float64.
+
+    Args:
+        coder: Its widths and targets.
+    """
+
+    def __init__(self, coder: SAE) -> None:
+        self._slices = coder.architecture.target_slices
+        self._n = 0
+        self._origin: Tensor | None = None
+        self._shifted = torch.zeros(coder.d_out, dtype=torch.float64)
+        self._squares = torch.zeros(coder.d_out, dtype=torch.float64)
+        self._errors = torch.zeros(coder.d_out, dtype=torch.float64)
+        self._active = torch.zeros(coder.d_sae, dtype=torch.int64)
+        self._sums = dict.fromkeys(("l1", "cosine", "ratio", "out", "inner"), 0.0)
+
+    def add(self, targets: Tensor, outputs: Tensor, latents: Tensor) -> None:
+        """Count rows: targets and outputs ``[row, d_out]``, latents ``[row, latent]``.
+
+        Raises:
+            ShapeError: The rows do not match, or a value is not finite.
+        """
+        if targets.shape != outputs.shape or len(latents) != len(targets):
+            raise ShapeError(
+                f"targets {tuple(targets.shape)}, reconstructions {tuple(outputs.shape)} and "
+                f"latents {tuple(latents.shape)} do not match; expected the same rows"
+            )
+        x, y = targets.detach().double().cpu(), outputs.detach().double().cpu()
+        if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+            raise ShapeError("a target or a reconstruction is NaN or infinite; check the inputs")
+        if self._origin is None and len(x):
+            self._origin = x.mean(0)  # close to the mean, so that the sums below do not cancel
+        centered = x - self._origin if self._origin is not None else x
+        self._n += len(x)
+        self._shifted += centered.sum(0)
+        self._squares += centered.square().sum(0)
+        self._errors += (x - y).square().sum(0)
+        self._active += (latents.detach() != 0).sum(0).cpu()
+        inner, norms, sizes = (x * y).sum(1), y.norm(dim=1), x.norm(dim=1)
+        self._sums["l1"] += float(latents.detach().double().abs().sum())
+        self._sums["cosine"] += float((inner / (norms * sizes).clamp_min(1e-30)).sum())
+        self._sums["ratio"] += float((norms / sizes.clamp_min(1e-30)).sum())
+        self._sums["out"] += float(norms.square().sum())
+        self._sums["inner"] += float(inner.sum())
+
+    def result(self) -> Reconstruction:
+        """Return the figures of all rows so far.
+
+        Raises:
+            EmptyDataError: No row was added.
+        """
+        if not self._n:
+            raise EmptyDataError("no rows to measure a reconstruction on; give at least one")
+        spread = self._squares - self._shifted.square() / self._n
+        n, sums = self._n, self._sums
+        return Reconstruction(
+            n_rows=n,
+            fvu=_share(self._errors, spread),
+            l0=float(self._active.sum()) / n,
+            l1=sums["l1"] / n,
+            cosine=sums["cosine"] / n,
+            norm_ratio=sums["ratio"] / n,
+            bias=sums["out"] / sums["inner"] if sums["inner"] else float("nan"),
+            frequency=(self._active.double() / n).numpy(),
+            fvu_by_target=tuple(_share(self._errors[s], spread[s]) for s in self._slices),
+        )
+
+
+@torch.no_grad()
+def reconstruct(
+    coder: SAE, batches: Iterable[tuple[Tensor, Tensor]] | Tensor, *, block: int = 4096
+) -> Reconstruction:
+    """Measure how well a coder reconstructs.
+
+    Args:
+        coder: The coder.
+        batches: Inputs ``[row, d_in]`` with their targets ``[row, d_out]``, batch by batch; or one
+            tensor that is both.
+        block: Rows encoded at a time.
+
+    Returns:
+        Figures over all rows.
+
+    Raises:
+        EmptyDataError: There is no row.
+        ShapeError: A width does not fit, or a value is not finite.
+    """
+    tally = ReconstructionTally(coder)
+    pairs = [(batches, batches)] if isinstance(batches, Tensor) else batches
+    for inputs, targets in pairs:
+        for x, y in zip(inputs.split(block), targets.split(block), strict=True):
+            latents = coder.encode(x)
+            outputs = coder.decode(latents)
+            past = coder.bypass(x)
+            tally.add(y, outputs if past is None else outputs + past, latents)
+    return tally.result()
+
+
+def _share(errors: Tensor, spread: Tensor) -> float:
+    total = float(spread.sum())
+    return float(errors.sum()) / total if total > 0 else float("nan")

@@ -1,0 +1,105 @@
+"""Scales of the sites: activations are trained on at one size and the coder is given them back.
+
+Each site is multiplied by a constant such that its mean squared norm is its width, so that settings
+mean the same everywhere and every target counts alike. At the end the constants go into the
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from microtome.sae.architecture import Architecture
+
+if TYPE_CHECKING:
+    from microtome.sae.activations import Activations
+    from microtome.sae.encoding import Weights
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What the sites of a coder are multiplied by in training.
+
+    Attributes:
+        sources: Factor of each source site.
+        targets: Factor of each target site.
+    """
+
+    sources: tuple[float, ...]
+    targets: tuple[float, ...]
+
+    @staticmethod
+    def of(
+        activations: Activations,
+        make: Architecture,
+        sources: Sequence[str],
+        targets: Sequence[str],
+    ) -> Scaling:
+        """Return the factors for a coder on these sites.
+
+        A coder that subtracts its decoder's bias from the input has the targets' factors for the
+        sources; a tied one has one factor for all, or it could not take them back.
+        """
+        reads = [activations.scale(site) for site in sources]
+        writes = [activations.scale(site) for site in targets]
+        if make.center:
+            reads = writes
+        if make.encoder == "tied":
+            shared = math.exp(sum(math.log(c) for c in writes) / len(writes))
+            reads = writes = [shared] * len(writes)
+        return Scaling(tuple(reads), tuple(writes))
+
+    def inputs(
+        self, batch: Mapping[str, Tensor], sources: Sequence[str], device: str = "cpu"
+    ) -> Tensor:
+        """Return the scaled inputs ``[row, d_in]`` of a batch."""
+        return _joined(batch, sources, self.sources, device)
+
+    def outputs(
+        self, batch: Mapping[str, Tensor], targets: Sequence[str], device: str = "cpu"
+    ) -> Tensor:
+        """Return the scaled targets ``[row, d_out]`` of a batch."""
+        return _joined(batch, targets, self.targets, device)
+
+    @torch.no_grad()
+    def fold(self, make: Architecture, weights: Weights) -> None:
+        """Make a coder of scaled values one of values as the sites have them, in place.
+
+        Decoder rows keep their norm where there is one target; latents take its size then.
+        """
+        gain = math.exp(-sum(math.log(c) for c in self.targets) / len(self.targets))
+        reads = _columns(weights["b_dec"], make.sources, self.sources)
+        writes = _columns(weights["b_dec"], make.targets, self.targets)
+        for name in ("W_enc", "W_left", "W_right"):
+            if name in weights and make.reach == "all":
+                weights[name].mul_(reads * gain)
+        if make.reach != "all":
+            for factor, latents in zip(self.sources, make.latent_slices, strict=True):
+                weights["W_enc"][latents] *= factor * gain
+        for name in ("b_enc", "b_left", "b_right", "b_gate", "b_mag", "threshold"):
+            if name in weights:
+                weights[name].mul_(gain)
+        weights["W_dec"].div_(writes * gain)
+        weights["b_dec"].div_(writes)
+        if make.skip:
+            weights["W_skip"].mul_(reads).div_(writes[:, None])
+
+
+def _joined(
+    batch: Mapping[str, Tensor], sites: Sequence[str], factors: Sequence[float], device: str
+) -> Tensor:
+    parts = [batch[site].to(device) * factor for site, factor in zip(sites, factors, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _columns(like: Tensor, widths: Sequence[int], factors: Sequence[float]) -> Tensor:
+    """Return one factor for each column of sites side by side."""
+    return torch.cat(
+        [like.new_full((width,), factor) for width, factor in zip(widths, factors, strict=True)]
+    )

@@ -1,0 +1,354 @@
+"""Training of sparse coders, from any activations, to be killed and resumed at any moment.
+
+data = mt.sae.ActivationStore.of(tensor)
+run = mt.sae.train(data, config=mt.sae.Config(k=32), folder="my-sae")
+run.sae, run.summary.fvu, run.summary.history
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from microtome.core.progress import Progress, quiet
+from microtome.core.provenance import collect
+from microtome.errors import ConfigError, DataError, TrainingError
+from microtome.sae.architecture import Architecture
+from microtome.sae.checkpoints import FILE, Checkpoint
+from microtome.sae.coder import SAE, Origin
+from microtome.sae.config import Config
+from microtome.sae.dead import DeadCounter, resample
+from microtome.sae.finishing import Measured, finish
+from microtome.sae.losses import loss
+from microtome.sae.metrics import MetricsFile, Tally
+from microtome.sae.optimization import Optimizer
+from microtome.sae.passing import forward
+from microtome.sae.results import Training, TrainingSummary
+from microtome.sae.scaling import Scaling
+from microtome.sae.selection import Selector, faster_dtype
+
+if TYPE_CHECKING:
+    from microtome.sae.activations import Activations
+
+SUMMARY = "training.json"
+"""File of the summary in a run's folder."""
+
+
+def train(
+    activations: Activations,
+    config: Config | None = None,
+    *,
+    sources: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: Progress = quiet,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+    origin: Origin | None = None,
+) -> Training:
+    """Train a sparse coder.
+
+    With a folder, the state is kept in it every so often and the same call goes on where it was
+    interrupted; the result is the same, bit for bit, for the same number of threads.
+
+    Args:
+        activations: The data; see :mod:`microtome.sae.activations`.
+        config: Settings.
+        sources: Sites that are read, all of the data's unless given.
+        targets: Sites that are written, the sources unless given.
+        folder: Where the run is kept.
+        checkpoint_seconds: Least time between two checkpoints.
+        progress: Told after each step.
+        watch: Told each row of metrics, the first after a hundredth of the run: loss, FVU, L0, dead
+            share, learning rate, seconds left.
+        origin: Model and fingerprint to note in the coder.
+
+    Returns:
+        The coder with its summary.
+
+    Raises:
+        ConfigError: Settings do not fit the data, or the folder holds another run.
+        UnknownNameError: The data have no such site.
+        TrainingError: Loss or gradients stopped being finite; weights and checkpoint are those of
+            the last good step.
+        DataError: Activations are not finite.
+        FormatError: The folder's checkpoint is damaged.
+        OutputError: The folder cannot be written.
+    """
+    reads = tuple(activations.sites if sources is None else sources)
+    writes = reads if targets is None else tuple(targets)
+    place = None if folder is None else Path(folder)
+    run = _Run(activations, config or Config(), reads, writes, place)
+    run.restore()
+    run.train(progress, watch, checkpoint_seconds)
+    measured = finish(run.coder, run.selector, run.scaling, run.config, activations, reads, writes)
+    return run.result(measured, origin or Origin())
+
+
+@dataclass
+class _Clock:
+    """Seconds of this run and of the parts before it."""
+
+    before: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+
+class _Run:
+    """Everything that changes while a coder trains."""
+
+    def __init__(
+        self,
+        activations: Activations,
+        config: Config,
+        sources: tuple[str, ...],
+        targets: tuple[str, ...],
+        folder: Path | None,
+    ) -> None:
+        self.activations, self.config, self.folder = activations, config, folder
+        self.sources, self.targets = sources, targets
+        if not sources or not targets:
+            raise ConfigError(
+                f"sources are {sources} and targets {targets}; expected at least one site each"
+            )
+        self.make: Architecture = config.architecture(
+            [activations.width(site) for site in sources],
+            [activations.width(site) for site in targets],
+            same=sources == targets,
+        )
+        self.scaling = Scaling.of(activations, self.make, sources, targets)
+        self.steps = config.planned_steps(activations.rows)
+        self.peak_lr = config.peak_lr(self.make.d_sae, self.steps)
+        means = {site: activations.mean(site).float()[None] for site in targets}
+        self.mean = self.scaling.outputs(means, targets, config.device)[0]
+        self.coder = _initial(self.make, config, self.mean)
+        self.optimizer = Optimizer(self.coder, config)
+        self.counter = DeadCounter(self.make.d_sae, config.dead_rows(self.steps), config.device)
+        self.selector = Selector(dtype=_selecting(config))
+        self.step, self.tally, self.clock = 0, Tally(), _Clock()
+        self.metrics: MetricsFile
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint if there is one."""
+        found = None if self.folder is None else Checkpoint.load(self.folder)
+        if found is not None and self.folder is not None:
+            dtype = found.identity.get("selected_in")
+            if self.config.precision == "auto":  # what was measured then holds for the whole run
+                self.selector.dtype = torch.bfloat16 if dtype == "bfloat16" else None
+            found.require(self.identity(), self.folder)
+            self._take(found)
+        self.metrics = MetricsFile(self.folder, self.step)
+
+    def _take(self, found: Checkpoint) -> None:
+        counters = dict(found.counters)
+        self.step = counters["step"]
+        self.selector.threshold = counters["selector"]["threshold"]
+        self.selector.fallbacks = counters["selector"]["fallbacks"]
+        self.selector.dense_left = counters["selector"]["dense_left"]
+        self.tally = Tally(**counters["tally"])
+        self.clock = _Clock(counters["seconds"])
+        tensors = dict(found.tensors)
+        with torch.no_grad():
+            for name, weight in self.coder.weights.items():
+                weight.copy_(tensors[f"weights.{name}"])
+        self.counter.silent.copy_(tensors["silent"])
+        prefix = "adam."
+        self.optimizer.restore(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this run from others, as JSON has it."""
+        selected = self.selector.dtype
+        return {
+            "config": self.config.to_dict(),
+            "steps": self.steps,
+            "sources": list(self.sources),
+            "targets": list(self.targets),
+            "data": self.activations.fingerprint,
+            "data_rows": self.activations.rows,
+            "architecture": self.make.to_dict(),
+            "selected_in": None if selected is None else str(selected).removeprefix("torch."),
+        }
+
+    def save(self) -> None:
+        """Keep the state between two steps."""
+        if self.folder is None:
+            return
+        tensors = {f"weights.{n}": w for n, w in self.coder.weights.items()}
+        tensors |= {f"adam.{n}": t for n, t in self.optimizer.state().items()}
+        remembered = self.selector
+        counters = {
+            "step": self.step,
+            "seconds": self.clock.seconds,
+            "tally": self.tally.to_dict(),
+            "selector": {
+                "threshold": remembered.threshold,
+                "fallbacks": remembered.fallbacks,
+                "dense_left": remembered.dense_left,
+            },
+        }
+        Checkpoint(self.identity(), counters, tensors | {"silent": self.counter.silent}).save(
+            self.folder
+        )
+
+    def train(
+        self,
+        progress: Progress,
+        watch: Callable[[Mapping[str, Any]], None] | None,
+        checkpoint_seconds: float,
+    ) -> None:
+        """Take the steps that are left."""
+        if self.step >= self.steps:
+            return
+        every = self.config.log_every or max(1, self.steps // 100)
+        stream = self.activations.batches(
+            self.config.batch_size,
+            seed=self.config.stream_seed("data"),
+            start=self.step,
+            sites=tuple(dict.fromkeys((*self.sources, *self.targets))),
+        )
+        saved = time.perf_counter()
+        try:
+            with contextlib.closing(stream):
+                for batch in stream:
+                    self._step(batch)
+                    progress.step(self.step, self.steps, "training")
+                    if self.step % every == 0 or self.step == self.steps:
+                        self._log(watch)
+                    if self.step >= self.steps:
+                        break
+                    if time.perf_counter() - saved >= checkpoint_seconds:
+                        self.save()
+                        saved = time.perf_counter()
+        except (TrainingError, DataError):  # the step that failed has changed nothing
+            self.save()
+            raise
+        self.save()
+
+    def _step(self, batch: Mapping[str, Tensor]) -> None:
+        config, step = self.config, self.step
+        inputs = self.scaling.inputs(batch, self.sources, config.device)
+        same = self.sources == self.targets
+        targets = inputs if same else self.scaling.outputs(batch, self.targets, config.device)
+        weights = self.coder.weights
+        passed = forward(self.make, weights, inputs, self.selector, bandwidth=config.bandwidth)
+        found = loss(
+            self.make, config, weights, passed, inputs, targets,
+            sparsity=config.sparsity_at(step, self.steps), dead=self.counter.dead(),
+        )  # fmt: skip
+        found.total.backward()
+        values = passed.values.detach()
+        norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
+        if norm != norm:
+            self._give_up(batch, float(found.total.detach()))
+        self.counter.add(passed.form.fired(values), len(inputs))
+        self.tally.add(targets, found.errors, values, self.mean)
+        self.tally.add_losses(found.parts, len(inputs), norm)
+        self.step += 1
+        if config.resample_every and self.step % config.resample_every == 0:
+            resample(
+                self.coder, self.optimizer, self.counter, inputs, found.errors,
+                seed=config.seed, step=self.step,
+            )  # fmt: skip
+
+    def _give_up(self, batch: Mapping[str, Tensor], value: float) -> None:
+        """Raise the error that says why a step could not be taken; the weights are as before it."""
+        for site, rows in batch.items():
+            bad = ~torch.isfinite(rows).all(1)
+            if bool(bad.any()):
+                raise DataError(
+                    f"activations of {site!r} hold NaN or infinities in {int(bad.sum())} of "
+                    f"{len(rows)} rows of batch {self.step}; harvest them again, or leave these "
+                    "rows out"
+                )
+        where = (
+            "nothing was kept: give a folder to keep it"
+            if self.folder is None
+            else (f"it is kept in {self.folder / FILE}")
+        )
+        raise TrainingError(
+            f"training diverged in step {self.step + 1} of {self.steps}: the loss is {value:.3g} "
+            f"and the gradient not finite, at learning rate "
+            f"{self.config.lr_at(self.step, self.steps, self.peak_lr):.3g}; the state before this "
+            f"step was good and {where}; start again with a lower lr"
+        )
+
+    def _log(self, watch: Callable[[Mapping[str, Any]], None] | None) -> None:
+        tally, seconds = self.tally, self.clock.seconds
+        row: dict[str, Any] = {
+            "step": self.step,
+            "rows": self.step * self.config.batch_size,
+            "loss": sum(tally.losses.values()) / max(1, tally.rows),
+            "fvu": tally.fvu,
+            "l0": tally.l0,
+            "dead_share": self.counter.share,
+            "lr": self.config.lr_at(self.step - 1, self.steps, self.peak_lr),
+            "gradient": tally.largest_gradient,
+            "seconds": seconds,
+            "seconds_left": seconds / self.step * (self.steps - self.step),
+        }
+        row |= {f"loss_{name}": total / tally.rows for name, total in tally.losses.items()}
+        self.metrics.add(row)
+        self.tally = Tally()
+        if watch is not None:
+            watch(row)
+
+    def result(self, measured: Measured, origin: Origin) -> Training:
+        """Return the finished coder, its scales folded in, with its summary."""
+        import pandas as pd
+
+        summary = TrainingSummary(
+            **asdict(measured),
+            dead_share=self.counter.share,
+            steps=self.steps,
+            rows=self.steps * self.config.batch_size,
+            seconds=self.clock.seconds,
+            history=pd.DataFrame(self.metrics.rows),
+            sources=self.sources,
+            targets=self.targets,
+            architecture=self.make.to_dict(),
+            provenance=collect(config=self.config, seed=self.config.seed),
+        )
+        self.coder.origin = Origin(
+            self.sources,
+            self.targets,
+            origin.model,
+            origin.fingerprint,
+            {
+                **origin.details,
+                "training": self.config.to_dict(),
+                "scaling": asdict(self.scaling),
+                "data": self.activations.fingerprint,
+                "fvu": measured.fvu,
+                "l0": measured.l0,
+            },
+        )
+        if self.folder is not None:
+            summary.save(self.folder / SUMMARY)
+        return Training(self.coder, summary, self.folder)
+
+
+def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
+    coder = SAE(make, seed=config.seed).to(config.device)
+    with torch.no_grad():
+        coder.weights["b_dec"].copy_(mean)
+        if make.activation == "jumprelu":
+            coder.weights["threshold"].fill_(config.threshold)
+    return coder
+
+
+def _selecting(config: Config) -> torch.dtype | None:
+    if config.precision == "auto":
+        return faster_dtype(config.device)
+    return torch.bfloat16 if config.precision == "bfloat16" else None

@@ -1,0 +1,164 @@
+"""The sparse forward pass and its gradients: equal to the dense definitions in every make."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.sae import dense
+
+from microtome.sae import SAE, Architecture, selection
+from microtome.sae.passing import Full, Kept, forward, jump, step
+from microtome.sae.selection import Selector, faster_dtype
+
+MAKES = dense.makes()
+
+
+@pytest.fixture(params=MAKES)
+def coder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SAE:
+    monkeypatch.setattr(selection, "DENSEST", 1.0)
+    monkeypatch.setattr(selection, "BLOCK_ROWS", 4)
+    return dense.noisy(MAKES[request.param])
+
+
+def _as_dense(form: object, values: torch.Tensor, rows: int) -> torch.Tensor:
+    assert isinstance(form, Kept)
+    kept = form.entries
+    full = values.new_zeros(rows, kept.n_latents)
+    return full.index_put((kept.bags, kept.latents), values)
+
+
+def test_latents_outputs_and_gradients_are_the_dense_ones(coder: SAE) -> None:
+    x = dense.rows(coder.architecture)
+    generator = torch.Generator().manual_seed(5)
+    latents, outputs = dense.outputs(coder, x)
+    found = forward(coder.architecture, coder.weights, x, Selector())
+    sparse = _as_dense(found.form, found.values, len(x))
+    torch.testing.assert_close(sparse, latents)
+    torch.testing.assert_close(found.outputs, outputs)
+    assert torch.equal(found.form.fired(found.values), (latents != 0).any(0))
+    pull = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+    push = torch.randn(latents.shape, generator=generator, dtype=torch.float64)
+    names = [name for name in coder.weights if not _untrained(coder, name)]
+    weights = [coder.weights[name] for name in names]
+    expected, got = (
+        torch.autograd.grad((o * pull).sum() + (v * push).sum(), weights, allow_unused=True)
+        for o, v in ((outputs, latents), (found.outputs, sparse))
+    )
+    for name, left, right in zip(names, expected, got, strict=True):
+        assert (left is None) == (right is None), name
+        if left is not None and right is not None:
+            mask = coder.weights[name] != 0 if coder.architecture.reach != "all" else 1.0
+            torch.testing.assert_close(right * mask, left * mask, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def _untrained(coder: SAE, name: str) -> bool:
+    return name == "threshold" and coder.architecture.activation == "batchtopk"
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "gated", "relu", "topk later", "tied"])
+def test_gradients_by_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "DENSEST", 1.0)
+    coder = dense.noisy(MAKES[{"tied": "topk tied"}.get(name, name)])
+    x = dense.rows(coder.architecture, 4)
+    names = list(coder.weights)
+
+    def outputs(*values: torch.Tensor) -> torch.Tensor:
+        weights = dict(zip(names, values, strict=True))
+        return forward(coder.architecture, weights, x, Selector()).outputs
+
+    weights = [coder.weights[n].detach().requires_grad_(n != "threshold") for n in names]
+    assert torch.autograd.gradcheck(outputs, weights)
+
+
+def test_no_gradient_passes_a_negative_pre_activation() -> None:
+    coder = SAE(Architecture(4, 8, activation="topk", k=8)).double()
+    x = dense.rows(coder.architecture, 5)
+    found = forward(coder.architecture, coder.weights, x, Selector())
+    assert isinstance(found.form, Kept) and bool((found.pre < 0).any())
+    (gradient,) = torch.autograd.grad(found.outputs.square().sum(), found.pre)
+    assert not gradient[found.pre <= 0].any()
+    assert gradient[found.pre > 0].all()
+
+
+@pytest.mark.parametrize("name", ["relu", "gated", "jumprelu"])
+def test_dense_products_take_over_where_most_latents_are_active(name: str) -> None:
+    coder = dense.noisy(MAKES[name])
+    x = dense.rows(coder.architecture)
+    selector = Selector()
+    found = forward(coder.architecture, coder.weights, x, selector)
+    assert isinstance(found.form, Full) and selector.dense_left == selection.RETRY_AFTER
+    latents, outputs = dense.outputs(coder, x)
+    torch.testing.assert_close(found.values, latents)
+    torch.testing.assert_close(found.outputs, outputs)
+
+
+@pytest.mark.parametrize("width,k", [(8192, 32), (2048, 3), (1021, 7), (64, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_of_each_row_are_exact(width: int, k: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(k)
+    pre = torch.randn(5, width, generator=generator).to(dtype)
+    for absolute in (False, True):
+        values, latents = selection._row_top(pre, k, absolute)
+        expected = (pre.abs() if absolute else pre).float().topk(k).values
+        got = values.abs() if absolute else values
+        positive = expected > 0  # below it, entries are worth nothing and may be any
+        assert torch.equal(got.float().sort(descending=True).values[positive], expected[positive])
+        assert torch.equal(pre.gather(1, latents), values)
+        assert all(len(set(row)) == k for row in latents.tolist())
+
+
+def test_batch_top_k_is_exact_whatever_the_last_threshold() -> None:
+    make = Architecture(16, 64, activation="batchtopk", k=4)
+    coder = dense.noisy(make)
+    x = dense.rows(make, 700)
+    whole = (x - coder.weights["b_dec"]) @ coder.weights["W_enc"].T + coder.weights["b_enc"]
+    expected = whole.flatten().topk(4 * 700).indices.sort().values
+    selector = Selector()
+    for threshold in (None, 1e9, 1e-9, None):
+        selector.threshold = selector.threshold if threshold is None else threshold
+        found = selector.select(make, coder.weights, x)
+        assert found is not None
+        assert torch.equal(found.entries.bags * 64 + found.entries.latents, expected)
+    assert selector.fallbacks == 1
+    assert selector.threshold == whole.flatten()[expected].min().item()
+
+
+def test_batch_top_k_keeps_no_more_than_what_is_positive() -> None:
+    make = Architecture(4, 32, activation="batchtopk", k=30)
+    coder = dense.noisy(make)
+    x = dense.rows(make, 20)
+    found = Selector().select(make, coder.weights, x)
+    latents, _ = dense.outputs(coder, x)
+    assert found is not None and found.known is not None
+    assert int((found.known > 0).sum()) == int((latents > 0).sum()) < 30 * 20
+
+
+def test_lower_precision_only_selects() -> None:
+    make = Architecture(32, 2048, activation="topk", k=8)
+    coder = SAE(make)
+    x = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    exact = forward(make, coder.weights, x, Selector())
+    quick = forward(make, coder.weights, x, Selector(dtype=torch.bfloat16))
+    dense_values = _as_dense(quick.form, quick.values, 40)
+    same = _as_dense(exact.form, exact.values, 40)
+    both = (dense_values > 0) & (same > 0)
+    assert both.sum() > 0.95 * (same > 0).sum()
+    torch.testing.assert_close(dense_values[both], same[both])
+
+
+def test_the_probe_names_a_dtype_of_this_processor() -> None:
+    assert faster_dtype("cpu") in (None, torch.bfloat16)
+
+
+def test_straight_through_gradients_by_hand() -> None:
+    values = torch.tensor([0.2, 0.51, 0.56, 0.9], requires_grad=True)
+    threshold = torch.tensor(0.53, requires_grad=True)
+    spread = threshold.expand(4)
+    assert jump(values, spread, 0.1).tolist() == pytest.approx([0, 0, 0.56, 0.9])
+    jump(values, spread, 0.1).sum().backward()
+    assert values.grad is not None and values.grad.tolist() == [0, 0, 1, 1]
+    assert threshold.grad is not None
+    assert float(threshold.grad) == pytest.approx(-2 * 0.53 / 0.1)
+    threshold.grad = None
+    step(values, threshold.expand(4), 0.1).sum().backward()
+    assert float(threshold.grad) == pytest.approx(-2 / 0.1)

@@ -1,0 +1,153 @@
+"""The index of active latents, and what is read from it, against slow counting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import microtome as mt
+from microtome.errors import EmptyDataError, FormatError, SelectorError, ShapeError
+from microtome.models.families import build
+from microtome.sae import SAE, Architecture, LatentIndex, Origin, index
+from microtome.sae.reading.examples import quantile_examples, top_examples
+from microtome.sae.reading.relations import co_occurring, correlated, logit_effects, neighbors
+from microtome.tracing.model import Model
+
+SITE = "blocks.1.resid_post"
+TEXTS = [[int(t) for t in np.random.default_rng(i).integers(0, 40, 30 + 7 * i)] for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return mt.load(build("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def coder(model: Model) -> SAE:
+    width = model.trace([[1]], capture=[SITE])[SITE].shape[-1]
+    make = Architecture(width, 40, activation="topk", k=4)
+    return SAE(make, seed=2, origin=Origin((SITE,), (SITE,)))
+
+
+@pytest.fixture(scope="module")
+def found(model: Model, coder: SAE) -> LatentIndex:
+    return index(model, coder, TEXTS, context=16, batch_size=4)
+
+
+def slow(model: Model, coder: SAE) -> np.ndarray:
+    rows = []
+    for text in TEXTS:
+        for start in range(0, len(text), 16):
+            values = model.trace([text[start : start + 16]], capture=[SITE])[SITE][0]
+            rows.append(coder.encode(values).detach().numpy())
+    return np.concatenate(rows)
+
+
+def test_the_index_holds_every_activation_by_token_and_by_latent(
+    model: Model, coder: SAE, found: LatentIndex
+) -> None:
+    dense = slow(model, coder)
+    assert found.n_tokens == sum(map(len, TEXTS)) == len(dense)
+    np.testing.assert_array_equal(found.ids, np.concatenate(TEXTS))
+    np.testing.assert_allclose(found.matrix().toarray(), dense, atol=1e-4)
+    for latent in range(coder.d_sae):
+        positions, values = found.positions(latent)
+        np.testing.assert_array_equal(
+            positions, np.flatnonzero(found.matrix().toarray()[:, latent])
+        )
+        np.testing.assert_allclose(values, dense[positions, latent], atol=1e-4)
+    np.testing.assert_allclose(found.density, (dense != 0).mean(0))
+    np.testing.assert_allclose(found.largest, dense.max(0), atol=1e-4)
+
+
+def test_an_index_is_read_back_as_it_was(found: LatentIndex, tmp_path: Path) -> None:
+    again = LatentIndex.load(found.save(tmp_path / "i"))
+    assert again.details == found.details
+    assert again.vocabulary == found.vocabulary
+    for name in ("ids", "contexts", "documents", "special"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    assert (again.matrix() != found.matrix()).nnz == 0
+    file = tmp_path / "i" / "by-latent.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(FormatError, match="truncated"):
+        LatentIndex.load(tmp_path / "i")
+    with pytest.raises(FormatError, match=r"index\.json"):
+        LatentIndex.load(tmp_path)
+
+
+def test_top_examples_are_the_largest_of_their_contexts(found: LatentIndex) -> None:
+    latent = int(found.counts.argmax())
+    examples = top_examples(found, latent, n=5, before=3, after=2)
+    best = [e.activation for e in examples]
+    assert best == sorted(best, reverse=True)
+    assert best[0] == found.largest[latent]
+    assert len({int(found.context_of(np.array([e.position]))[0]) for e in examples}) == len(
+        examples
+    )
+    dense = found.matrix().toarray()[:, latent]
+    for e in examples:
+        start = e.position - e.focus
+        np.testing.assert_array_equal(e.values, dense[start : start + len(e.values)])
+        assert len(e.tokens) == len(e.values) <= 6
+
+
+def test_quantile_examples_lie_in_their_bins(found: LatentIndex) -> None:
+    latent = int(found.counts.argmax())
+    width = found.largest[latent] / 4
+    examples = quantile_examples(found, latent, bins=4, per_bin=3)
+    assert {e.quantile for e in examples} <= {0, 1, 2, 3}
+    for e in examples:
+        assert e.quantile is not None
+        assert e.quantile * width <= e.activation <= (e.quantile + 1) * width * 1.0001
+
+
+def test_co_occurrence_is_what_counting_gives(found: LatentIndex) -> None:
+    active = found.matrix().toarray() != 0
+    latent = int(found.counts.argmax())
+    expected = [
+        (active[:, latent] & active[:, i]).sum() / max(1, (active[:, latent] | active[:, i]).sum())
+        for i in range(found.d_sae)
+    ]
+    expected[latent] = 0
+    related = co_occurring(found, latent, n=3)
+    np.testing.assert_allclose(related.values, np.sort(expected)[::-1][:3])
+    assert expected[int(related.numbers[0])] == max(expected)
+    assert len(co_occurring(found, latent, measure="pmi").numbers) > 0
+
+
+def test_correlations_are_pearsons(found: LatentIndex) -> None:
+    dense = found.matrix().toarray()
+    latent = int(found.counts.argmax())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        matrix = np.nan_to_num(np.corrcoef(dense.T.astype(np.float64)))
+    np.fill_diagonal(matrix, 0)
+    related = correlated(found, latent, found, n=3)
+    for number, value in zip(related.numbers, related.values, strict=True):
+        assert value == pytest.approx(matrix[latent, number], abs=1e-5)
+    assert related.values[0] == pytest.approx(matrix[latent].max(), abs=1e-5)
+
+
+def test_neighbors_and_logit_effects(model: Model, coder: SAE) -> None:
+    rows = torch.nn.functional.normalize(coder.weights["W_dec"].detach(), dim=1)
+    near = neighbors(coder, 3, n=2)
+    assert 3 not in near.numbers
+    assert near.values[0] == pytest.approx(float((rows @ rows[3]).topk(2).values[1]), abs=1e-6)
+    effects = logit_effects(model, coder, 3)
+    weights = model.weights.view(fold_norm=True)
+    raw = coder.weights["W_dec"][3].detach() @ weights.W_U
+    torch.testing.assert_close(effects, raw - raw.mean())
+
+
+def test_what_cannot_be_read_is_refused(model: Model, coder: SAE, found: LatentIndex) -> None:
+    with pytest.raises(SelectorError, match="40 from 0"):
+        top_examples(found, 40)
+    with pytest.raises(EmptyDataError, match="active at none"):
+        top_examples(found, int(np.flatnonzero(found.counts == 0)[0]))
+    with pytest.raises(EmptyDataError, match="different texts"):
+        correlated(found, 0, index(model, coder, TEXTS[:2]))
+    narrow = SAE(Architecture(4, 8, activation="relu"), origin=coder.origin)
+    with pytest.raises(ShapeError, match="expects 4"):
+        index(model, narrow, TEXTS)
