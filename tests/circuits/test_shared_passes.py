@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -10,13 +10,24 @@ from tests.circuits.planted import planted_model
 from tests.sweeps.test_sweeps import pairs
 
 from microtome.behaviors import Examples, quote_closing
+from microtome.behaviors.metrics import Metric, metric
 from microtome.circuits import EdgeAblator
 from microtome.circuits.edges.pruning import Pruning
 from microtome.circuits.edges.reading import Reading
 from microtome.circuits.edges.shared_plan import SharedPlan
 from microtome.circuits.graph import ComponentGraph
-from microtome.circuits.judging import permuting
-from microtome.circuits.judging.levels import default_finder, runner, search_by_name
+from microtome.circuits.judging import briefly, nulls, permuting
+from microtome.circuits.judging.briefly import brief_verdict
+from microtome.circuits.judging.evaluation import connected
+from microtome.circuits.judging.levels import (
+    NamedSearch,
+    Ranked,
+    default_finder,
+    graph_at,
+    level_of,
+    runner,
+    search_by_name,
+)
 from microtome.circuits.judging.nulls import of_size
 from microtome.circuits.judging.permuting import (
     permute,
@@ -24,7 +35,8 @@ from microtome.circuits.judging.permuting import (
     permuted_values,
     turns_sign,
 )
-from microtome.errors import UnknownNameError
+from microtome.circuits.results import Level
+from microtome.errors import ConfigError, UnknownNameError
 from microtome.models.families import build
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
@@ -122,6 +134,28 @@ def test_one_search_serves_all_permutations(model: Model, examples: Examples, me
         assert np.abs(two.mean).max() > 1e-3  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("method", "level"), [("eap", "role-edge"), ("attribution", "neuron")])
+def test_one_search_serves_all_permutations_of_finer_parts(
+    model: Model, examples: Examples, method: str, level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = search_by_name(method, "logit_difference", "resample", level=level)
+    slow = list(permuted_scores(model, examples, lambda m, e: search(m, e), (1, 2)))
+    searched = []
+
+    def counted(self: NamedSearch, one: Model, train: Examples) -> Ranked:
+        searched.append(self)
+        return found(self, one, train)
+
+    found = NamedSearch.__call__
+    monkeypatch.setattr(NamedSearch, "__call__", counted)
+    fast = list(permuted_scores(model, examples, search, (1, 2)))
+    assert searched == [search]
+    for one, two in zip(fast, slow, strict=True):
+        assert level_of(one) == level_of(two) == level
+        np.testing.assert_allclose(one.mean, two.mean, atol=1e-5)  # type: ignore[attr-defined]
+        assert np.abs(two.mean).max() > 1e-3  # type: ignore[attr-defined]
+
+
 def test_permuted_answers_turn_the_sign(
     model: Model, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,5 +184,62 @@ def test_null_circuits_are_connected_and_as_large(model: Model) -> None:
     last = max(ranking.index(e) for e in kept)
     assert graph.connected(graph.mask(ranking[:last])).sum() < 5
     assert of_size(ranking, 5, None) == frozenset(ranking[:5])
+
+
+def test_null_circuits_of_edges_at_places_are_connected_by_place(
+    model: Model, examples: Examples
+) -> None:
+    graph = graph_at(model, "role-edge", examples=examples)
+    assert graph is not None and graph.places
+    order = np.random.default_rng(2).permutation(len(graph.edges))
+    ranking = [graph.edges[int(i)] for i in order]
+    kept = of_size(ranking, 5, graph)
+    assert len(kept) >= 5 and frozenset(graph.named(graph.connected(graph.mask(kept)))) == kept
+    last = max(ranking.index(e) for e in kept)
+    assert graph.connected(graph.mask(ranking[:last])).sum() < 5
+
+
+def test_edges_at_places_share_no_passes(model: Model, examples: Examples) -> None:
+    few = examples[:2]
+    placed, plain = EdgeAblator(model, few, split="role"), EdgeAblator(model, few)
+    edges = frozenset({"embed->a0.h1<v>", "a0.h1->a1.h2<v>", "a1.h2->logits"})
+    whole = frozenset(e for e in placed.universe if e.partition("@")[0] in edges)
+    assert len(whole) > len(edges)
+    assert not placed._keys([placed._cut(whole)])[1] and plain._keys([plain._cut(edges)])[1]
+    metrics: list[str | Metric] = ["logit_difference", metric("accuracy")]
+    found, wanted = placed.run([whole, whole], metrics), plain.run([edges, edges], metrics)
+    for name in ("logit_difference", "accuracy"):
+        np.testing.assert_allclose(found[name], wanted[name], atol=5e-5)
+
+
+def test_every_level_has_a_default_finder(model: Model, examples: Examples) -> None:
+    levels = ("node", "neuron", "edge", "role-edge")
+    found = [default_finder(model, level, examples=examples) for level in levels]
+    assert found == ["exact", "attribution", "exact-edges", "exact-edges"]
+    with pytest.raises(ConfigError, match="depends on the prompts"):
+        default_finder(model, "role-edge")
     with pytest.raises(UnknownNameError, match="edge"):
         default_finder(model, "edges")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="scores no role-edges"):
+        search_by_name("acdc", "logit_difference", "resample", level="role-edge")
+
+
+def test_the_nulls_of_a_verdict_alone_are_cut_as_elsewhere(
+    model: Model, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twins and permutations have connected circuits at least as large as the circuit."""
+    sizes: list[tuple[int, int, bool]] = []
+
+    def watched(ranking: Sequence[str], size: int, graph: ComponentGraph | None) -> frozenset[str]:
+        assert graph is not None
+        kept = of_size(ranking, size, graph)
+        sizes.append((size, len(kept), connected(kept, graph) == kept))
+        return kept
+
+    monkeypatch.setattr(nulls, "of_size", watched)
+    monkeypatch.setattr(briefly, "can_reach_a_grade", lambda *_: True)
+    behavior = quote_closing(40).prepare(model)
+    found = brief_verdict(model, behavior, "eap", nulls=2)
+    assert found.nulls is not None and found.circuit.level == "edge"
+    assert len(sizes) == len(found.nulls.twins) + len(found.nulls.permuted) > 0
+    assert all(size == len(found.circuit.parts) <= kept and ok for size, kept, ok in sizes)

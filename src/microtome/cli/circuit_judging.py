@@ -31,7 +31,13 @@ def judge(
     method: Annotated[
         str | None, typer.Option(help="The finder, also of the nulls; by the level by default.")
     ] = None,
-    level: Annotated[str, typer.Option(help="node or edge, where no finder is named.")] = "edge",
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="What is judged: node, neuron, edge, role-edge or position-edge. By default what "
+            "the method scores, edge without one."
+        ),
+    ] = None,
     nulls: Annotated[
         int, typer.Option(help="Twins and permutations; fewer than 20 cannot pass.", min=0)
     ] = 20,
@@ -64,12 +70,15 @@ def judge(
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)
     with Bars() as bars:
-        asked = check_level(level if given is None else given.level)
-        name = method or default_finder(opened, asked)
+        asked = None if level is None else check_level(level)
+        name = method
+        if name is None:
+            default = asked or (given.level if given is not None else "edge")
+            name = default_finder(opened, default, examples=task.prepare(opened).split("train"))
+            asked = default
         found = judged(
-            opened, task, given, finder=name, faithfulness=faithfulness,
-            ablation=ablation,
-            nulls=nulls, gate=gate, seed=seed, progress=bars,
+            opened, task, given, finder=name, level=asked, faithfulness=faithfulness,
+            ablation=ablation, nulls=nulls, gate=gate, seed=seed, progress=bars,
         )  # fmt: skip
     saved = None if out is None else str(found.save(out))
     rows = found.to_frame().to_dict("records")

@@ -86,8 +86,9 @@ def judge(
         behavior: The behavior.
         found: Scores of nodes or edges from train, a ranking of names, or a circuit; by default
             what ``finder`` gives on train.
-        level: ``node`` or ``edge``: with neither scores nor a finder, judge what the default finder
-            of this level gives, see :func:`microtome.circuits.judging.levels.default_finder`.
+        level: What is judged, ``node``, ``neuron``, ``edge``, ``role-edge`` or ``position-edge``;
+            by default what is given or found. With nothing given, judge what the level's default
+            finder gives, see :func:`microtome.circuits.judging.levels.default_finder`.
         finder: The finder, rerun on the nulls for the verdict: a name of ``FINDERS``, or a function
             from a model and train examples to scores. Scores that name their finder bring their
             own; otherwise there is no verdict without it.
