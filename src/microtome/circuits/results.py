@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from microtome.circuits.parts import Scores
     from microtome.views import CircuitDiagram
 
-Level = Literal["node", "neuron", "edge", "role-edge", "position-edge", "neuron-edge"]
-"""What the parts of a circuit are: heads and MLPs, heads and neurons, edges, edges at the positions
-of one role, edges at one position, edges that leave single neurons (scored, but not run)."""
+Level = Literal["node", "neuron", "latent", "edge", "role-edge", "position-edge", "neuron-edge"]
+"""What the parts of a circuit are: heads and MLPs, heads and neurons, latents and errors of codecs,
+edges, edges at the positions of one role, edges at one position, edges that leave single neurons
+(scored, but not run)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +34,9 @@ class Circuit(Result, version=2):
         universe: All parts of the model.
         method: How it was found.
         level: ``node`` (parts are ``a0.h1`` and ``m2``), ``neuron`` (``a0.h1`` and ``m2.n17``),
-            ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``), ``role-edge`` (``a0.h1->m2@subject``) or
-            ``position-edge`` (``a0.h1->m2@3``).
+            ``latent`` (``blocks.3.resid_post/NAME[latent=17]`` and
+            ``blocks.3.resid_post/NAME.error``), ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``),
+            ``role-edge`` (``a0.h1->m2@subject``) or ``position-edge`` (``a0.h1->m2@3``).
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """

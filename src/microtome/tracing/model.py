@@ -14,6 +14,7 @@ from microtome.models.anatomy import Anatomy
 from microtome.models.fingerprint import fingerprint
 from microtome.models.readout import Readout
 from microtome.tracing import prompts as batches
+from microtome.tracing.attaching import Attaching
 from microtome.tracing.catalog import Catalog, SiteInfo
 from microtome.tracing.instrument import Instrument, listed
 from microtome.tracing.interventions import Intervention
@@ -33,7 +34,7 @@ Capture = str | Site | Sequence[str | Site]
 Logits = Literal["all", "last"] | None
 
 
-class Model:
+class Model(Attaching):
     """A network under study: the user's own module, its tokenizer and its anatomy.
 
     The module is not copied or changed; hooks are put on for a call and taken off after it. It has
@@ -46,6 +47,7 @@ class Model:
         name: Folder, hub id or class it was opened from.
         bos: Whether texts get a beginning-of-sequence token.
         readout: Where its answer is read, and what its logits stand for.
+        codecs: Codecs attached by :meth:`attach`.
     """
 
     def __init__(
@@ -327,7 +329,9 @@ class Model:
         if self.anatomy is None:
             return f"Model({self.name!r}, {type(self.module).__name__}, module sites only)"
         a = self.anatomy
-        return f"Model({self.name!r}, {a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model})"
+        names = ", ".join(dict.fromkeys(one.name for one in self.codecs))
+        size = f"{a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model}"
+        return f"Model({self.name!r}, {size}{names and f', with {names}'})"
 
 
 def _vocab(module: nn.Module, anatomy: Anatomy | None) -> int | None:

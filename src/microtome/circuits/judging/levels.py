@@ -21,6 +21,7 @@ from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.ablation import EdgeAblator
 from microtome.circuits.finding import FINDERS, find, options_for
 from microtome.circuits.graph import ComponentGraph
+from microtome.circuits.latents import LatentAblator, LatentParts
 from microtome.circuits.neurons import NeuronAblator, NeuronParts
 from microtome.circuits.places import Places, level_by_name, split_of
 from microtome.circuits.results import Circuit, Level
@@ -60,6 +61,7 @@ Search: TypeAlias = "Callable[[Model, Examples], Ranked]"
 RUNNERS: Mapping[Level, Callable[..., Runner]] = {
     "node": Ablator,
     "neuron": NeuronAblator,
+    "latent": LatentAblator,
     "edge": EdgeAblator,
     "role-edge": partial(EdgeAblator, split="role"),
     "position-edge": partial(EdgeAblator, split="position"),
@@ -80,7 +82,8 @@ def runner(
     Args:
         model: The model.
         examples: The examples whose clean prompts are run.
-        level: ``node``, ``neuron``, ``edge``, ``role-edge`` or ``position-edge``.
+        level: ``node``, ``neuron``, ``edge``, ``role-edge``, ``position-edge``, or ``latent`` for a
+            model with codecs attached.
         ablation: What ablated parts give.
         reference: Examples over which means are taken; ``examples`` by default.
 
@@ -152,6 +155,8 @@ def universe_of(model: Model, level: Level, *, examples: Examples | None = None)
         return component_names(model)
     if level == "neuron":
         return NeuronParts(model).names
+    if level == "latent":
+        return LatentParts(model).names
     graph = graph_at(model, level, examples=examples)
     return () if graph is None else graph.edges
 

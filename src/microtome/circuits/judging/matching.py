@@ -20,14 +20,15 @@ def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
     """Draw as many parts of each make as a circuit has.
 
     Of nodes: its number of heads in each layer, of MLPs overall, of neurons in each layer. Of
-    edges: its number for each kind and layer of the source and each kind, port, layer and place of
-    the target.
+    latents: its number of latents and of errors at each site. Of edges: its number for each kind
+    and layer of the source and each kind, port, layer and place of the target.
 
     Args:
         circuit: The circuit.
         random: Source of chance.
     """
-    make: Callable[[str], tuple[str, ...]] = _edge if circuit.of_edges else _node
+    makes: dict[str, Callable[[str], tuple[str, ...]]] = {"latent": _latent}
+    make = makes.get(circuit.level, _edge if circuit.of_edges else _node)
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in circuit.universe:
         kinds[make(name)].append(name)
@@ -45,6 +46,10 @@ def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
 def _node(node: str) -> tuple[str, ...]:
     found = part(node)
     return ("mlp",) if found.kind == "mlp" else (found.kind, str(found.layer))
+
+
+def _latent(part: str) -> tuple[str, ...]:
+    return (part.partition("[")[0],)
 
 
 @lru_cache(maxsize=1 << 16)
