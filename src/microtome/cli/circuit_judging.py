@@ -32,11 +32,7 @@ def judge(
         str | None, typer.Option(help="The finder, also of the nulls; by the level by default.")
     ] = None,
     level: Annotated[
-        str | None,
-        typer.Option(
-            help="What is judged: node, neuron, edge, role-edge or position-edge. By default what "
-            "the method scores, edge without one."
-        ),
+        str | None, typer.Option(help="edge (the default), node, neuron, role-edge, position-edge.")
     ] = None,
     nulls: Annotated[
         int, typer.Option(help="Twins and permutations; fewer than 20 cannot pass.", min=0)
@@ -71,13 +67,11 @@ def judge(
     opened = open_model(model, device, dtype, threads)
     with Bars() as bars:
         asked = None if level is None else check_level(level)
-        name = method
-        if name is None:
-            default = asked or (given.level if given is not None else "edge")
-            name = default_finder(opened, default, examples=task.prepare(opened).split("train"))
-            asked = default
+        if method is None:
+            asked = asked or ("edge" if given is None else given.level)
+            method = default_finder(opened, asked, examples=task.prepare(opened).split("train"))
         found = judged(
-            opened, task, given, finder=name, level=asked, faithfulness=faithfulness,
+            opened, task, given, finder=method, level=asked, faithfulness=faithfulness,
             ablation=ablation, nulls=nulls, gate=gate, seed=seed, progress=bars,
         )  # fmt: skip
     saved = None if out is None else str(found.save(out))
