@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from benchmarks import large, trained, trained_cases
+from benchmarks import coders, large, trained, trained_cases
 from benchmarks.contenders import CONTENDERS, select
 from benchmarks.environments import Environment
 from benchmarks.false_claims import material, verdicts
 from benchmarks.false_claims.counting import Ledger, rate
 from benchmarks.options import Options
 from benchmarks.peers import common, microtome, raw
+from benchmarks.peers.coder_task import CoderTask
+from benchmarks.peers.coder_task import parse as parse_coder_task
 from benchmarks.peers.task import Task, parse
 from benchmarks.running import call, difference, run
 from benchmarks.workloads import block, notes, table
@@ -202,3 +204,29 @@ def test_a_twin_is_judged_and_its_model_restored() -> None:
     assert row == verdicts._twin("previous-token", "node", 0)
     assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
     assert behavior.items == material.specimen("previous-token", 0)[1].items
+
+
+@pytest.mark.slow
+def test_the_table_of_coders(monkeypatch, tmp_path) -> None:
+    small = {"STEPS": 8, "ROWS": 2000, "BATCH": 128, "LATENTS": 2048, "WIDTH": 32, "TRUTHS": 64}
+    for name, value in small.items():
+        monkeypatch.setenv(f"MICROTOME_BENCH_CODER_{name}", str(value))
+    only = "coders_microtome default,coders_raw default"
+    monkeypatch.setenv("MICROTOME_BENCH_CODERS", only)
+    monkeypatch.setattr(coders, "FOLDER", tmp_path)
+    text, data = coders.table(Options(rounds=1))
+    assert [row["failure"] for row in data] == [""] * 4
+    for row in data:
+        assert row["reports"][0]["cpu_ms"] > 0 and row["reports"][0]["peak_mb"] > 50
+        assert row["reports"][0]["fvu"] > 0 and 0 < row["reports"][0]["mmcs"] <= 1
+    assert data[0]["reports"][0]["l0"] == data[1]["reports"][0]["l0"] == 32
+    assert "topk      microtome" in text
+
+
+def test_coders_of_packages_that_are_missing_are_said(monkeypatch) -> None:
+    row = coders.Row("saelens", "topk")
+    monkeypatch.setattr(coders, "environment", lambda name: Environment(name, None, "no wheel"))
+    coders._measure(row, CoderTask(data="x"))
+    assert "failed: not installed: no wheel" in coders.text([row], CoderTask(rows=10))
+    task = CoderTask(steps=3, activation="batchtopk")
+    assert parse_coder_task(task.arguments()) == task
