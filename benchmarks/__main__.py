@@ -14,6 +14,7 @@ from benchmarks import (
     formats,
     growth,
     harvesting,
+    indexing,
     large,
     maximization,
     overhead,
@@ -37,11 +38,12 @@ MODULES: dict[str, ModuleType] = {
     "resuming": resuming,
     "harvesting": harvesting,
     "sae": coders,
+    "indexing": indexing,
     "formats": formats,
 }
 """Tables to the module that makes each; the first line of its docstring says what it shows."""
 
-PLAIN = (overhead, planted, maximization, resuming, harvesting)
+PLAIN = (overhead, planted, maximization, resuming, harvesting, indexing)
 """Modules whose tables take no options and are text alone."""
 
 

@@ -131,15 +131,16 @@ class Quotes:
         }
 
     def drift(self, held: list[list[int]], *writes: Intervention) -> float:
-        """Return the mean KL divergence in nats that a change makes on other text, every token."""
-        total, n = 0.0, 0
-        for row in held:
-            before, after = (self.model.trace([row], interventions=w).logits for w in ((), writes))
-            assert before is not None and after is not None
-            p, q = (torch.log_softmax(x[0].double(), -1) for x in (before, after))
-            total += float((p.exp() * (p - q)).sum())
-            n += len(row)
-        return total / n
+        """Return the mean KL divergence in nats that a change makes on other text, every token.
+
+        Args:
+            held: Token ids of texts of one length.
+            writes: The change.
+        """
+        before, after = (self.model.trace(held, interventions=w).logits for w in ((), writes))
+        assert before is not None and after is not None
+        p, q = (torch.log_softmax(x.double(), -1) for x in (before, after))
+        return float((p.exp() * (p - q)).sum(-1).mean())
 
     def pair(self) -> tuple[int, int]:
         """Return the latents of the open ``'`` and of the open ``"``, chosen on train."""
@@ -173,14 +174,14 @@ class Quotes:
         return mt.at(self.latents_site).apply(swapped)
 
 
-def steering(model: Model, coder: SAE, held: list[str], tokens: int = 6000) -> dict[str, Any]:
+def steering(model: Model, coder: SAE, held: list[str], tokens: int = 4096) -> dict[str, Any]:
     """Return how well two latents flip the closing quote, beside a difference of means."""
     quotes = Quotes.of(model, coder)
     here, there = quotes.pair()
     rows: list[list[int]] = []
     for text in held:
-        ids = list(model.tokenize(text, bos=False))[:128]
-        if len(ids) > 16 and sum(map(len, rows)) < tokens:
+        ids = list(model.tokenize(text[:2000], bos=False))[:128]
+        if len(ids) == 128 and sum(map(len, rows)) < tokens:
             rows.append(ids)
     sides = [quotes.last([list(getattr(e, s)) for e in quotes.train], quotes.site)
              for s in ("clean", "corrupt")]  # fmt: skip
@@ -192,7 +193,7 @@ def steering(model: Model, coder: SAE, held: list[str], tokens: int = 6000) -> d
         "other tokens": sum(map(len, rows)),
         "swap": [],
     }
-    for strength in (0.5, 1.0, 1.5, 2.0, 3.0):
+    for strength in (1.0, 2.0, 3.0, 4.0):
         write = quotes.swap(here, there, strength)
         drift = quotes.drift(rows, write)
         alpha = _equal(lambda a: quotes.drift(rows, mt.at(quotes.site).add(a * direction)), drift)
@@ -208,7 +209,7 @@ def steering(model: Model, coder: SAE, held: list[str], tokens: int = 6000) -> d
     return result
 
 
-def _equal(drift: Callable[[float], float], wanted: float, steps: int = 12) -> float:
+def _equal(drift: Callable[[float], float], wanted: float, steps: int = 8) -> float:
     """Return the factor at which a drift that grows with it is as large as wanted."""
     low, high = 0.0, 0.05
     while drift(high) < wanted and high < 50:
