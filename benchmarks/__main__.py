@@ -18,6 +18,7 @@ from benchmarks import (
     large,
     maximization,
     overhead,
+    planted,
     resuming,
     trained,
     workloads,
@@ -31,6 +32,7 @@ MODULES: dict[str, ModuleType] = {
     "overhead": overhead,
     "false_claims": false_claims,
     "circuits": circuits,
+    "planted": planted,
     "trained": trained,
     "maximization": maximization,
     "resuming": resuming,
@@ -41,7 +43,7 @@ MODULES: dict[str, ModuleType] = {
 }
 """Tables to the module that makes each; the first line of its docstring says what it shows."""
 
-PLAIN = (overhead, maximization, resuming, harvesting, indexing)
+PLAIN = (overhead, planted, maximization, resuming, harvesting, indexing)
 """Modules whose tables take no options and are text alone."""
 
 

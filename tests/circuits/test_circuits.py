@@ -16,7 +16,7 @@ from microtome.circuits.connections import connections
 from microtome.circuits.finding import sizes_up_to, top
 from microtome.circuits.judging.evaluation import closeness, takeovers
 from microtome.circuits.judging.matching import matched
-from microtome.circuits.judging.nulls import inverted, permute
+from microtome.circuits.judging.permuting import inverted, permute
 from microtome.circuits.judging.variation import stability
 from microtome.circuits.results import Evaluation, Nulls, Stability
 from microtome.core.seeds import rng

@@ -85,6 +85,23 @@ def test_a_finder_is_judged(folder: Path, tmp_path: Path) -> None:
     assert [rule["name"] for rule in said["rules"]][:2] == ["gate", "sufficient"]
 
 
+def test_a_level_is_judged_by_its_default_finder_or_by_the_one_named(folder: Path) -> None:
+    settings = ("--nulls", "0", "--no-gate", "--json")
+    found = []
+    for options in (("--level", "node"), ("--level", "node", "--method", "exact")):
+        judged = run("judge", str(folder), "quote-closing", *options, *settings)
+        assert judged.exit_code == 0, judged.output
+        found.append(json.loads(judged.stdout))
+    assert found[0] == found[1] and not any("->" in part for part in found[0]["parts"])
+    for options, words in (
+        (("--method", "eap", "--level", "node"), "scores no nodes"),
+        (("--level", "edges"), "No level 'edges'"),
+    ):
+        refused = run("judge", str(folder), "quote-closing", *options)
+        assert isinstance(refused.exception, MicrotomeError)
+        assert words in str(refused.exception)
+
+
 def test_edges_at_roles_are_found_evaluated_and_drawn(tmp_path: Path) -> None:
     out = tmp_path / "roles.json"
     found = run(

@@ -80,6 +80,8 @@ class Finder:
             their means; otherwise the examples are scored as a whole.
         unasked: Whether a comparison of all methods runs it without being asked to: not where it
             takes many passes, is trained for many steps, or its use is restricted.
+        linear: Whether the scores of an example are linear in the metric, so that turning the
+            metric's sign turns theirs.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Finder:
     needs: str
     per_example: bool = True
     unasked: bool = True
+    linear: bool = False
 
 
 @overload
@@ -169,6 +172,11 @@ def options_for(finder: Finder, level: Level) -> dict[str, Any]:
             "Edges that leave neurons are scored by microtome.circuits.neuron_edges, which has to "
             "be told how many neurons to keep apart."
         )
+    if level == "latent":
+        raise ConfigError(
+            "Latents are scored by microtome.circuits.latent_support; where a finder is asked for, "
+            "give that function."
+        )
     taken = inspect.signature(finder.run).parameters
     wanted: dict[str, Any] = {}
     if split_of(level) is not None:
@@ -231,17 +239,27 @@ def _exact(
 FINDERS: dict[str, Finder] = {
     finder.name: finder
     for finder in (
-        Finder("attribution", "node", _attribution, "gradients at both ends"),
-        Finder("exact", "node", _exact, "each node ablated alone"),
-        Finder("eap", "edge", edge_attribution, "gradients in the clean run"),
-        Finder("eap-ig", "edge", integrated_edge_attribution, "gradients between both inputs"),
-        Finder("clean-corrupted", "edge", clean_corrupted, "gradients at both ends"),
+        Finder("attribution", "node", _attribution, "gradients at both ends", linear=True),
+        Finder("exact", "node", _exact, "each node ablated alone", linear=True),
+        Finder("eap", "edge", edge_attribution, "gradients in the clean run", linear=True),
         Finder(
-            "eap-ig-activations", "edge", activation_gradients, "gradients between both outputs"
+            "eap-ig",
+            "edge",
+            integrated_edge_attribution,
+            "gradients between both inputs",
+            linear=True,
         ),
-        Finder("mask-ig", "edge", mask_gradients, "gradients of the edges' masks"),
+        Finder("clean-corrupted", "edge", clean_corrupted, "gradients at both ends", linear=True),
+        Finder(
+            "eap-ig-activations",
+            "edge",
+            activation_gradients,
+            "gradients between both outputs",
+            linear=True,
+        ),
+        Finder("mask-ig", "edge", mask_gradients, "gradients of the edges' masks", linear=True),
         Finder("information-flow", "edge", information_flow, "one pass of the clean prompts"),
-        Finder("exact-edges", "edge", exact_edges, "each edge ablated alone"),
+        Finder("exact-edges", "edge", exact_edges, "each edge ablated alone", linear=True),
         Finder(
             "contextual-decomposition",
             "node",

@@ -196,6 +196,8 @@ class Stability(Result, version=2):
         order_core: Parts left by at least 90 % of the orders.
         order_alternatives: Parts left by 10 to 90 % of them.
         order_jaccard: Median overlap of what the orders leave with the circuit.
+        order_items: Train items on which the orders were tried.
+        order_items_of: Train items that there are.
         provenance: Model, seed, versions.
     """
 
@@ -209,6 +211,8 @@ class Stability(Result, version=2):
     order_core: tuple[str, ...] = ()
     order_alternatives: tuple[str, ...] = ()
     order_jaccard: float = float("nan")
+    order_items: int = 0
+    order_items_of: int = 0
     provenance: Provenance | None = None
 
 

@@ -125,7 +125,7 @@ class CircuitRunner(ABC, Generic[Cut]):
         self, cuts: Sequence[Cut], metrics: Sequence[str | Metric]
     ) -> dict[str, np.ndarray]:
         """Return metrics of circuits in the form that the subclass runs them in."""
-        chosen = [_last_token(name) for name in metrics]
+        chosen = [last_token(name) for name in metrics]
         values = {m.name: np.zeros((len(cuts), len(self.examples))) for m in chosen}
         # circuits that differ from the model from the same block on share a pass from there
         order = sorted(range(len(cuts)), key=lambda i: self._first_block([cuts[i]]))
@@ -187,11 +187,15 @@ class CircuitRunner(ABC, Generic[Cut]):
     def _run_group(
         self, group: Group, cuts: Sequence[Cut], chosen: Sequence[LastTokenMetric]
     ) -> dict[str, np.ndarray]:
-        rows = list(range(len(group.places))) * len(cuts)
-        many = group.examples.take(rows)
-        logits = self._logits(group, cuts)
+        return self._scored(group, len(cuts), self._logits(group, cuts), chosen)
+
+    def _scored(
+        self, group: Group, count: int, logits: torch.Tensor, chosen: Sequence[LastTokenMetric]
+    ) -> dict[str, np.ndarray]:
+        """Return metrics ``[circuit, example]`` of logits ``[circuit * example, 1, vocab]``."""
+        many = group.examples.take(list(range(len(group.places))) * count)
         lengths = torch.tensor([len(e.clean) for e in many])
-        shape = (len(cuts), len(group.places))
+        shape = (count, len(group.places))
         return {
             m.name: m(logits, lengths, many).detach().float().cpu().numpy().reshape(shape)
             for m in chosen
@@ -253,7 +257,12 @@ def _first_difference(example: Example) -> int:
     return next((i for i, (a, b) in pairs if a != b), len(example.clean) - 1)
 
 
-def _last_token(name: str | Metric) -> LastTokenMetric:
+def last_token(name: str | Metric) -> LastTokenMetric:
+    """Return a metric that reads the prompt's end.
+
+    Raises:
+        MetricError: If it reads more.
+    """
     chosen = metric(name)
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(

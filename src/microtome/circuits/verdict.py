@@ -231,6 +231,8 @@ def _stable(stability: Stability) -> Rule:
             f"; over {stability.orders} elimination orders median Jaccard "
             f"{stability.order_jaccard:.3g}, core of {len(stability.order_core)}"
         )
+    if stability.order_items < stability.order_items_of:
+        value += f" (on {stability.order_items} of {stability.order_items_of} train items)"
     outcome = "pass" if stability.median_jaccard >= STABLE else "unsure"
     return Rule(
         "stable",

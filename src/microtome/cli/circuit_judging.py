@@ -28,7 +28,12 @@ def judge(
     circuit: Annotated[
         Path | None, typer.Option(help="A circuit file; by default one is found on train.")
     ] = None,
-    method: Annotated[str, typer.Option(help="The finder, also of the nulls.")] = "eap-ig",
+    method: Annotated[
+        str | None, typer.Option(help="The finder, also of the nulls; by the level by default.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="edge (the default), node, neuron, role-edge, position-edge.")
+    ] = None,
     nulls: Annotated[
         int, typer.Option(help="Twins and permutations; fewer than 20 cannot pass.", min=0)
     ] = 20,
@@ -49,6 +54,7 @@ def judge(
     """
     from microtome.circuits import Circuit
     from microtome.circuits import judge as judged
+    from microtome.circuits.judging.levels import check_level, default_finder
     from microtome.circuits.references import check_ablation
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_file
@@ -60,10 +66,13 @@ def judge(
     task = open_behavior(behavior, n, seed)
     opened = open_model(model, device, dtype, threads)
     with Bars() as bars:
+        asked = None if level is None else check_level(level)
+        if method is None:
+            asked = asked or ("edge" if given is None else given.level)
+            method = default_finder(opened, asked, examples=task.prepare(opened).split("train"))
         found = judged(
-            opened, task, given, finder=method, faithfulness=faithfulness,
-            ablation=ablation,
-            nulls=nulls, gate=gate, seed=seed, progress=bars,
+            opened, task, given, finder=method, level=asked, faithfulness=faithfulness,
+            ablation=ablation, nulls=nulls, gate=gate, seed=seed, progress=bars,
         )  # fmt: skip
     saved = None if out is None else str(found.save(out))
     rows = found.to_frame().to_dict("records")

@@ -1,4 +1,4 @@
-"""Steps 3 and 4, cut and prove: the smallest faithful circuit, and its controls."""
+"""Step 4, prove: the controls of the circuit, and the verdict."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import ABLATIONS
 from microtome.circuits.connections import connections
-from microtome.circuits.finding import by_layer, sizes_up_to, top
 from microtome.circuits.judging.evaluation import (
-    curve,
     evaluate,
     item_closeness,
     minimality,
@@ -33,58 +31,6 @@ if TYPE_CHECKING:
     from microtome.core.progress import Progress
     from microtome.dissection.config import Config
     from microtome.tracing.model import Model
-
-
-def cut(
-    model: Model,
-    scores: ComponentScores,
-    validation: Examples,
-    *,
-    reference: Examples,
-    config: Config,
-    metric: str,
-) -> tuple[Circuit, FaithfulnessCurve]:
-    """Return the smallest circuit whose faithfulness on validation is as asked, and the curve.
-
-    The ranking comes from train. Faithfulness above 1 is no better than below: a size is accepted
-    where it lies between the asked share and as much above 1.
-
-    Args:
-        model: The model.
-        scores: Scores on train.
-        validation: Where the size is chosen.
-        reference: The train split: where means are taken.
-        config: The settings.
-        metric: The metric.
-    """
-    ranking = scores.ranking()
-    found = curve(
-        model,
-        validation,
-        ranking,
-        sizes_up_to(len(ranking)),
-        ablation=config.ablation,
-        metric=metric,
-        reference=reference,
-        seed=config.seed,
-    )
-    slack = 1.0 - config.faithfulness
-    size = next(
-        (
-            s
-            for s, f in zip(found.sizes, found.faithfulness, strict=True)
-            if abs(1.0 - f.value) <= slack
-        ),
-        len(ranking),
-    )
-    circuit = Circuit(
-        parts=by_layer(top(ranking, size), scores.names),
-        universe=scores.names,
-        method=f"{scores.method}, first {size} by magnitude",
-        model=model.fingerprint,
-        provenance=scores.provenance,
-    )
-    return circuit, found
 
 
 def prove(

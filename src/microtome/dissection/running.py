@@ -11,6 +11,7 @@ from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.check import check
 from microtome.behaviors.registry import get
 from microtome.circuits.judging.contrasts import versus as compare
+from microtome.circuits.judging.cutting import cut
 from microtome.circuits.taxonomy.catalog import DETECTORS
 from microtome.circuits.taxonomy.naming import name_parts
 from microtome.core.progress import Progress, quiet
@@ -18,7 +19,7 @@ from microtome.core.provenance import collect
 from microtome.dissection.config import Config
 from microtome.dissection.locating import locate
 from microtome.dissection.operating import operate
-from microtome.dissection.proving import cut, prove
+from microtome.dissection.proving import prove
 from microtome.dissection.reducing import reduce
 from microtome.dissection.results import Dissection, config_dict
 from microtome.dissection.wiring import wire
@@ -112,7 +113,15 @@ def _explained(
     circuit, curve = watch(
         "cut",
         lambda: cut(
-            model, scores, validation, reference=train, config=settings, metric=task.metric
+            model,
+            validation,
+            scores.ranking(),
+            faithfulness=settings.faithfulness,
+            ablation=settings.ablation,
+            metric=task.metric,
+            reference=train,
+            method=scores.method,
+            seed=settings.seed,
         ),
     )
     proof, verdict = watch(

@@ -89,6 +89,14 @@ def wire(
     train, validation, test = splits
     metric = behavior.metric
     scores = find(model, train, method=FINDER, metric=metric, ablation=config.ablation)
+    if config.edges == "judged":
+        judgment = judge(
+            model, behavior, scores, finder=FINDER, faithfulness=config.faithfulness,
+            ablation=config.ablation, nulls=config.nulls, orders=ORDERS, gate=config.gate,
+            seed=config.seed, progress=progress,
+        )  # fmt: skip
+        measured = {kind: found.evaluation for kind, found in judgment.kinds.items()}
+        return Wiring(scores, judgment.circuit, measured, config.ablation, judgment)
     circuit = smallest_faithful(
         model, validation, complete(scores.ranking(), scores.universe), level="edge",
         faithfulness=config.faithfulness, ablation=config.ablation, metric=metric,
@@ -100,11 +108,4 @@ def wire(
         )
         for kind in ABLATIONS
     }
-    judgment = None
-    if config.edges == "judged":
-        judgment = judge(
-            model, behavior, scores, finder=FINDER, faithfulness=config.faithfulness,
-            ablation=config.ablation, nulls=config.nulls, orders=ORDERS, gate=config.gate,
-            seed=config.seed, progress=progress,
-        )  # fmt: skip
-    return Wiring(scores, circuit, kinds, config.ablation, judgment)
+    return Wiring(scores, circuit, kinds, config.ablation)

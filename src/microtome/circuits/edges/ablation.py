@@ -12,6 +12,7 @@ ablate it; biases of output projections belong to no source and stay.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,20 @@ import numpy as np
 import torch
 
 from microtome.behaviors.evaluate import batches
+from microtome.behaviors.metrics import Metric
 from microtome.circuits.edges.edge_pass import EdgePass
 from microtome.circuits.edges.placed_pass import PlacedPass
 from microtome.circuits.edges.port_gradients import batch_size
+from microtome.circuits.edges.pruning import Pruning
 from microtome.circuits.edges.reading import Reading
-from microtome.circuits.edges.writing import differences, write_sites
+from microtome.circuits.edges.shared_pass import SharedPass
+from microtome.circuits.edges.shared_plan import SharedPlan
+from microtome.circuits.edges.writing import ablated_streams, differences, write_sites
 from microtome.circuits.graph import LOGITS
 from microtome.circuits.places import Places, edge_level
 from microtome.circuits.references import ROWS, Ablation
-from microtome.circuits.running import CircuitRunner, Group
+from microtome.circuits.running import CircuitRunner, Group, last_token
+from microtome.errors import ModelSupportError
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -41,11 +47,22 @@ BUDGET = 384 * 2**20
 COPIES = 6
 """Copies of the stream that a row takes anyway."""
 
+SMALL = 4
+"""Circuits of at most one edge in so many share what they have in common."""
+
+TOGETHER = 64
+"""Circuits that are pruned together."""
+
+REMEMBERED = 8192
+"""Circuits whose values are remembered."""
+
 
 class EdgeAblator(CircuitRunner[np.ndarray]):
     """Runs circuits of edges of one model on one set of examples under one ablation.
 
-    A circuit in the form it is run in is the array of the numbers of its excluded edges.
+    A circuit in the form it is run in is the array of the numbers of its excluded edges. Values by
+    named metrics are remembered: a circuit is run once, and small ones that differ only in edges
+    that cannot matter count as one.
 
     Args:
         model: A transformer whose parts write to one residual stream.
@@ -84,6 +101,9 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
         self._plain = np.arange(len(self.graph.targets)) // max(1, len(self.graph.places))
         blocks = [_block(v, len(self._stages)) for v in plain.targets]
         self._blocks = np.array(blocks)[self._plain]
+        self._pruning = Pruning(plain, changes_only=ablation == "resample")
+        self._remembered: dict[tuple[bytes, str], np.ndarray] = {}
+        self._ablated: dict[Group, tuple[torch.Tensor, dict[str, torch.Tensor]]] = {}
         super().__init__(
             model,
             examples,
@@ -106,6 +126,121 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
             For each metric ``[circuit, example]``.
         """
         return self.run_cuts([np.asarray(e, dtype=int) for e in excluded], metrics)
+
+    def run_cuts(
+        self, cuts: Sequence[np.ndarray], metrics: Sequence[str | Metric]
+    ) -> dict[str, np.ndarray]:
+        """Return metrics of circuits that are given by what they leave out."""
+        keys, small = self._keys(cuts)
+        values: dict[str, np.ndarray] = {}
+        named = [m for m in metrics if isinstance(m, str)]
+        known = {
+            key
+            for key in (keys if len(named) == len(metrics) else ())
+            if all((key, name) in self._remembered for name in named)
+        }
+        new = {key: n for n, key in enumerate(keys) if key not in known}
+        found = self._run_new(list(new), [cuts[n] for n in new.values()], small, metrics)
+        if len(self._remembered) + len(new) * len(named) > REMEMBERED * max(1, len(named)):
+            kept = set(keys)
+            self._remembered = {k: v for k, v in self._remembered.items() if k[0] in kept}
+        for name in named:
+            rows = zip(new, found[last_token(name).name], strict=True)
+            self._remembered |= {(key, name): row for key, row in rows}
+        place = {key: n for n, key in enumerate(new)}
+        for chosen in metrics:
+            label = last_token(chosen).name
+            values[label] = np.array(
+                [
+                    self._remembered[key, chosen]
+                    if isinstance(chosen, str)
+                    else found[label][place[key]]
+                    for key in keys
+                ]
+            ).reshape(len(keys), len(self.examples))
+        return values
+
+    def _run_new(
+        self,
+        keys: Sequence[bytes],
+        cuts: Sequence[np.ndarray],
+        small: dict[bytes, np.ndarray],
+        metrics: Sequence[str | Metric],
+    ) -> dict[str, np.ndarray]:
+        """Run circuits, small ones by what they keep and the others by what they leave out."""
+        places = [n for n, key in enumerate(keys) if key in small]
+        rest = [n for n, key in enumerate(keys) if key not in small]
+        found = super().run_cuts([cuts[n] for n in rest], metrics)
+        values = {name: np.zeros((len(keys), len(self.examples))) for name in found}
+        for name, rows in found.items():
+            values[name][rest] = rows
+        chosen = [last_token(name) for name in metrics]
+        for group in self._groups if places else ():
+            for some, plan in self._plans(group, [small[keys[n]] for n in places]):
+                logits = self._shared(group, plan).logits()
+                scored = self._scored(group, len(some), logits, chosen)
+                for name, rows in scored.items():
+                    values[name][np.ix_([places[n] for n in some], group.places)] = rows
+        return values
+
+    def _shared(self, group: Group, plan: SharedPlan) -> SharedPass:
+        if group.base is None:
+            raise ModelSupportError("Only restarted passes share what circuits have in common.")
+        if group not in self._ablated:
+            embedded = self._written_before(group, 0)[0]
+            self._ablated[group] = embedded, ablated_streams(self._reading, group.instead)
+        embedded, ablated = self._ablated[group]
+        return SharedPass(
+            self._reading, plan, group.base, embedded, group.instead, ablated, group.first
+        )
+
+    def _keys(self, cuts: Sequence[np.ndarray]) -> tuple[list[bytes], dict[bytes, np.ndarray]]:
+        """Return a key of each circuit, and what small ones keep ``[source, target]``.
+
+        Circuits with the same key give the same values.
+        """
+        keys: list[bytes] = []
+        small: dict[bytes, np.ndarray] = {}
+        least = self.graph.n_edges * (1 - 1 / SMALL)
+        for start in range(0, len(cuts), TOGETHER):
+            chunk = cuts[start : start + TOGETHER]
+            few = [n for n, cut in enumerate(chunk) if self._shares and len(cut) >= least]
+            kept = np.repeat(self.graph.possible[None], len(few), axis=0)
+            for number, place in enumerate(few):
+                pairs = self.graph.pairs[chunk[place]]
+                kept[number, pairs[:, 0], pairs[:, 1]] = False
+            pruned = dict(zip(few, self._pruning(kept), strict=True)) if few else {}
+            for number, cut in enumerate(chunk):
+                form = cut.astype(np.int64) if number not in pruned else np.packbits(pruned[number])
+                key = hashlib.blake2b(form.tobytes(), digest_size=16).digest()
+                keys.append(key)
+                if number in pruned:
+                    small[key] = pruned[number]
+        return keys, small
+
+    def _plans(
+        self, group: Group, kept: Sequence[np.ndarray]
+    ) -> Iterator[tuple[list[int], SharedPlan]]:
+        """Yield passes of small circuits: numbers of the circuits, and the plan."""
+        count = len(group.places)
+        longest = max(len(e.clean) for e in group.examples) - group.first
+        most = BUDGET // (4 * count * longest * self._reading.anatomy.d_model)
+        some: list[int] = []
+        plan = SharedPlan(self._reading)
+        for number, edges in enumerate(kept):
+            plan.add(edges)
+            some.append(number)
+            full = (plan.rows + 1) * count > ROWS or len(some) * count >= SMALL * ROWS
+            if full or plan.copies >= most:
+                yield some, plan
+                some, plan = [], SharedPlan(self._reading)
+        if some:
+            yield some, plan
+
+    @property
+    def _shares(self) -> bool:
+        """Whether small circuits share passes: restarted ones, of edges not told apart by place."""
+        return self._places is None and all(group.base is not None for group in self._groups)
 
     @property
     def _stages(self) -> Sequence[object]:

@@ -97,7 +97,7 @@ def _attention_write(reading: Reading, stage: Stage, instead: Values) -> torch.T
     z = instead.get(f"blocks.{stage.layer}.attn.z")
     joined = size.new_zeros(1, 1, len(size)) if z is None else z.flatten(2)
     with torch.no_grad():
-        written: torch.Tensor = projection.forward(joined) * attention.scale
+        written: torch.Tensor = projection.forward(joined.contiguous()) * attention.scale
     return written
 
 

@@ -87,14 +87,18 @@ def brief_verdict(
         EmptyDataError: If a split holds no examples.
     """
     train, validation, test = (examples.split(s) for s in ("train", "validation", "test"))
-    search = search_by_name(finder, metric, ablation) if isinstance(finder, str) else finder
+    level = None if circuit is None else circuit.level
+    search = finder
+    if isinstance(search, str):
+        search = search_by_name(search, metric, ablation, level=level)
     scores = search(model, train)
     if circuit is None:
         level = level_of(scores)
+        order = complete(scores.ranking(), universe_of(model, level, examples=train))
         circuit = smallest_faithful(
-            model, validation, complete(scores.ranking(), universe_of(model, level)), level=level,
-            faithfulness=faithfulness, ablation=ablation, metric=metric, reference=train,
-            method=str(getattr(scores, "method", "a ranking")), seed=seed,
+            model, validation, order, level=level, faithfulness=faithfulness, ablation=ablation,
+            metric=metric, reference=train, method=str(getattr(scores, "method", "a ranking")),
+            seed=seed,
         )  # fmt: skip
     evaluation = evaluate(
         model, test, circuit, ablation=ablation, metric=metric, reference=train, seed=seed

@@ -9,7 +9,7 @@ from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import by_layer, sizes_up_to, top
 from microtome.circuits.judging.evaluation import connected, curve
 from microtome.circuits.judging.levels import graph_at, universe_of
-from microtome.circuits.results import Circuit, Level
+from microtome.circuits.results import Circuit, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 
 if TYPE_CHECKING:
@@ -47,6 +47,26 @@ def smallest_faithful(
         method: How the ranking was found, for the result.
         seed: For the bootstrap.
     """
+    return cut(
+        model, validation, order, level=level, faithfulness=faithfulness, ablation=ablation,
+        metric=metric, reference=reference, method=method, seed=seed,
+    )[0]  # fmt: skip
+
+
+def cut(
+    model: Model,
+    validation: Examples,
+    order: Sequence[str],
+    *,
+    level: Level = "node",
+    faithfulness: float,
+    ablation: Ablation,
+    metric: str,
+    reference: Examples | None,
+    method: str,
+    seed: int,
+) -> tuple[Circuit, FaithfulnessCurve]:
+    """Return the circuit of :func:`smallest_faithful`, and the curve that it was read off."""
     sizes = sizes_up_to(len(order))
     measured = curve(
         model, validation, order, sizes, level=level, ablation=ablation, metric=metric,
@@ -59,7 +79,7 @@ def smallest_faithful(
     )
     universe = universe_of(model, level, examples=validation)
     graph = graph_at(model, level, examples=validation)
-    return Circuit(
+    circuit = Circuit(
         parts=by_layer(connected(top(order, size), graph), universe),
         universe=universe,
         method=f"{method}, first {size}",
@@ -67,3 +87,4 @@ def smallest_faithful(
         model=model.fingerprint,
         provenance=collect(model, {"faithfulness": faithfulness, "level": level}, seed=seed),
     )
+    return circuit, measured

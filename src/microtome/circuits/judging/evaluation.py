@@ -12,7 +12,13 @@ from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import top
 from microtome.circuits.graph import ComponentGraph, split_edge
 from microtome.circuits.judging.areas import ENOUGH, areas, nominal_sizes, sizes_of
-from microtome.circuits.judging.levels import check_parts, graph_at, runner, universe_of
+from microtome.circuits.judging.levels import (
+    Runner,
+    check_parts,
+    graph_at,
+    runner,
+    universe_of,
+)
 from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap
@@ -47,6 +53,20 @@ def evaluate(
         seed: For the bootstrap.
     """
     ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    return evaluated(ran, model, examples, circuit, ablation=ablation, metric=metric, seed=seed)
+
+
+def evaluated(
+    ran: Runner,
+    model: Model,
+    examples: Examples,
+    circuit: Circuit,
+    *,
+    ablation: Ablation,
+    metric: str,
+    seed: int,
+) -> Evaluation:
+    """Score a circuit as :func:`evaluate` does, by what runs circuits on the examples already."""
     everything = frozenset(ran.universe)
     found = ran.run(
         [everything, frozenset(), circuit.kept, everything - circuit.kept], [metric, "accuracy"]

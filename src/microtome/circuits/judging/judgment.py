@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class UnderAblation(Result):
+class UnderAblation(Result, version=2):
     """A circuit under one kind of ablation, on test.
 
     Attributes:
@@ -39,6 +39,7 @@ class UnderAblation(Result):
         accuracy: Accuracy with only the circuit kept.
         kl: Divergence from the whole model's to the circuit's distribution, in nats.
         agreement: Share of items on which both give the same token the highest logit.
+        evaluation: The same item by item.
     """
 
     ablation: str
@@ -48,6 +49,7 @@ class UnderAblation(Result):
     accuracy: Interval
     kl: Interval
     agreement: Interval
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True, eq=False)

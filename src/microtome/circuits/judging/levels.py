@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -92,14 +93,51 @@ def runner(
             the level cannot be run.
         PairError: If edges are told apart by role or position and the prompts do not share them.
     """
-    if level == "neuron-edge":
+    check_level(level)
+    if level not in RUNNERS:
         raise ConfigError(
             "Edges that leave single neurons are scored, not run; run the edges of whole MLPs that "
             "microtome.circuits.coarsen(circuit) gives, or a circuit of neurons."
         )
-    if level not in RUNNERS:
-        raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
     return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
+
+
+EXACT_NODES, EXACT_EDGES = 64, 512
+"""Parts of a model up to which the default finder ablates each alone."""
+
+
+def default_finder(model: Model, level: Level, *, examples: Examples | None = None) -> str:
+    """Return the finder that is used where none is named.
+
+    Where a model has few parts each is ablated alone: that is affordable there, and gradients say
+    nothing where a part is saturated, as the parts of compiled programs are.
+
+    Args:
+        model: The model.
+        level: What is scored.
+        examples: Prompts whose roles or positions tell edges apart, for the levels where they do.
+
+    Raises:
+        UnknownNameError: If the level is unknown.
+        ConfigError: If edges are to be told apart and no examples are given.
+    """
+    count = len(universe_of(model, check_level(level), examples=examples))
+    if level.endswith("edge"):
+        return "exact-edges" if count <= EXACT_EDGES else "eap-ig"
+    return "exact" if count <= EXACT_NODES else "attribution"
+
+
+def check_level(level: str) -> Level:
+    """Return a level.
+
+    Raises:
+        UnknownNameError: If it is unknown.
+    """
+    known: tuple[Level, ...] = get_args(Level)
+    for one in known:
+        if one == level:
+            return one
+    raise UnknownNameError(f"No level {level!r}{nearest(level, known)}.")
 
 
 def universe_of(model: Model, level: Level, *, examples: Examples | None = None) -> tuple[str, ...]:
@@ -158,7 +196,7 @@ def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
 
 def search_by_name(
     method: str, metric: str, ablation: Ablation, *, level: Level | None = None
-) -> Search:
+) -> NamedSearch:
     """Return the search that a finder of ``FINDERS`` makes.
 
     Args:
@@ -173,12 +211,43 @@ def search_by_name(
     """
     if method not in FINDERS:
         raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
-    known = inspect.signature(FINDERS[method].run).parameters
-    options = {"metric": metric, "ablation": ablation}
-    taken: dict[str, Any] = {name: value for name, value in options.items() if name in known}
-    if level is not None:
-        taken |= options_for(FINDERS[method], level)
-    return lambda model, train: find(model, train, method=method, **taken)
+    search = NamedSearch(method, metric, ablation, level)
+    search.options()
+    return search
+
+
+@dataclass(frozen=True)
+class NamedSearch:
+    """A finder of ``FINDERS`` as a search.
+
+    Attributes:
+        method: Its name.
+        metric: The metric that it explains.
+        ablation: What ablated parts give, for the finders to which it matters.
+        level: What it scores, if it can score several kinds of parts.
+    """
+
+    method: str
+    metric: str
+    ablation: Ablation
+    level: Level | None = None
+
+    def __call__(self, model: Model, train: Examples) -> Ranked:
+        """Return the scores that it gives."""
+        found: Ranked = find(model, train, method=self.method, **self.options())
+        return found
+
+    def options(self) -> dict[str, Any]:
+        """Return what the finder is told.
+
+        Raises:
+            ConfigError: If it scores no parts of this level.
+        """
+        finder = FINDERS[self.method]
+        known = inspect.signature(finder.run).parameters
+        options = {"metric": self.metric, "ablation": self.ablation}
+        taken: dict[str, Any] = {name: value for name, value in options.items() if name in known}
+        return taken if self.level is None else taken | options_for(finder, self.level)
 
 
 def distances(model: Model, examples: Examples) -> tuple[LastTokenMetric, LastTokenMetric]:

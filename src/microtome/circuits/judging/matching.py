@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,14 +33,16 @@ def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
     for name in circuit.universe:
         kinds[make(name)].append(name)
     drawn: set[str] = set()
+    kept = circuit.kept
     for parts in kinds.values():
-        wanted = sum(p in circuit.kept for p in parts)
+        wanted = sum(p in kept for p in parts)
         if wanted:
             chosen = random.choice(len(parts), size=wanted, replace=False)
             drawn |= {parts[int(i)] for i in chosen}
     return frozenset(drawn)
 
 
+@lru_cache(maxsize=1 << 16)
 def _node(node: str) -> tuple[str, ...]:
     found = part(node)
     return ("mlp",) if found.kind == "mlp" else (found.kind, str(found.layer))
@@ -49,6 +52,7 @@ def _latent(part: str) -> tuple[str, ...]:
     return (part.partition("[")[0],)
 
 
+@lru_cache(maxsize=1 << 16)
 def _edge(edge: str) -> tuple[str, ...]:
     source, target = split_edge(edge)
     place = target.partition("@")[2]

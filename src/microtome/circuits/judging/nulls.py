@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import top
-from microtome.circuits.judging.evaluation import closeness, item_closeness
-from microtome.circuits.judging.levels import Search, runner, search_by_name
+from microtome.circuits.graph import ComponentGraph
+from microtome.circuits.judging.evaluation import closeness, connected, item_closeness
+from microtome.circuits.judging.levels import Runner, Search, graph_at, runner, search_by_name
 from microtome.circuits.judging.matching import matched
+from microtome.circuits.judging.permuting import permuted_scores, permuted_values
+from microtome.circuits.judging.variation import jaccard
 from microtome.circuits.results import Circuit, Level, Nulls
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
@@ -21,6 +24,7 @@ from microtome.core.seeds import rng
 from microtome.core.stats import cluster_ratio_bootstrap
 
 if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
 
 RANDOM = 40
@@ -49,7 +53,9 @@ def search_nulls(
     permuted likewise, as a share of the effect that the true answers have: the finder ranks by
     magnitude and may return the very same nodes, but for meaningless answers no effect as large
     may come out, of either sign. Where the effect of the true answers is itself chance, effects of
-    permutations are as large as it is, and often larger.
+    permutations are as large as it is, and often larger. Where the finder's scores are linear in
+    the metric, one search serves all permutations, see
+    :mod:`microtome.circuits.judging.permuting`.
 
     Args:
         model: The model.
@@ -57,7 +63,7 @@ def search_nulls(
         validation: For the twins' curves.
         test: Where circuits are scored.
         circuit: The circuit under test, whose size the nulls' circuits have.
-        sizes: Sizes of the twins' curves.
+        sizes: Sizes of the twins' curves; edges that lead nowhere are left out, as everywhere.
         count: Twins, and as many permutations of the answers.
         ablation: What ablated nodes give.
         metric: The metric.
@@ -69,35 +75,19 @@ def search_nulls(
     Raises:
         ConfigError: If the finder is of another level than the circuit.
     """
-    twins: list[float] = []
-    curves: list[list[float]] = []
-    permuted: list[float] = []
-    overlaps: list[float] = []
-    size = len(circuit.parts)
-    rules = _Rules(ablation, metric, method, train, circuit.level)
-    full, empty = rules.values(model, test, None, frozenset())
-    for number in range(count):
-        with model.twin(seed * 1000 + number + 1) as other:
-            ranking = rules.ranking(other, train)
-            twins.append(
-                item_closeness(*rules.values(other, test, None, frozenset(), top(ranking, size)))
-            )
-            curves.append(
-                _mean_curve(
-                    rules.values(
-                        other, validation, None, frozenset(), *(top(ranking, s) for s in sizes)
-                    )
-                )
-            )
-        progress.step(2 * number + 1, 2 * count, "nulls")
-        if enough is not None and twins[-1] >= enough:
-            break
-        shuffled, asked = (permute(part, seed * 1000 + number) for part in (train, test))
-        kept = top(rules.ranking(model, shuffled), size)
-        some, none = rules.values(model, asked, kept, frozenset())
-        permuted.append(_share((some - none).mean(), (full - empty).mean()))
-        overlaps.append(len(kept & circuit.kept) / max(len(kept | circuit.kept), 1))
-        progress.step(2 * number + 2, 2 * count, "nulls")
+    search = method
+    if isinstance(search, str):
+        search = search_by_name(search, metric, ablation, level=circuit.level)
+    graph = graph_at(model, circuit.level, examples=train)
+    rules = _Rules(ablation, metric, search, train, circuit.level, graph, seed)
+    twins, curves = _twins(
+        model, rules, validation, test, circuit, sizes, count=count, enough=enough,
+        progress=progress,
+    )  # fmt: skip
+    stopped = enough is not None and len(twins) > 0 and twins[-1] >= enough
+    permuted, overlaps = _permutations(
+        model, rules, test, circuit, count=len(twins) - stopped, progress=progress
+    )
     return Nulls(
         twins=np.array(twins),
         permuted=np.array(permuted),
@@ -109,34 +99,107 @@ def search_nulls(
     )
 
 
+def _twins(
+    model: Model,
+    rules: _Rules,
+    validation: Examples,
+    test: Examples,
+    circuit: Circuit,
+    sizes: Sequence[int],
+    *,
+    count: int,
+    enough: float | None,
+    progress: Progress,
+) -> tuple[list[float], list[list[float]]]:
+    """Return the closeness of every twin's circuit on test, and its curve on validation."""
+    found: list[float] = []
+    curves: list[list[float]] = []
+    for number in range(count):
+        with model.twin(rules.seed * 1000 + number + 1) as other:
+            ranking = rules.search(other, rules.train).ranking()
+            kept = rules.equal(ranking, len(circuit.parts))
+            found.append(item_closeness(*rules.values(other, test, None, frozenset(), kept)))
+            nested = (rules.first(ranking, s) for s in sizes)
+            curves.append(_mean_curve(rules.values(other, validation, None, frozenset(), *nested)))
+        progress.step(number + 1, 2 * count, "nulls")
+        if enough is not None and found[-1] >= enough:
+            break
+    return found, curves
+
+
+def _permutations(
+    model: Model, rules: _Rules, test: Examples, circuit: Circuit, *, count: int, progress: Progress
+) -> tuple[list[float], list[float]]:
+    """Return the sizes of the effects of circuits for permuted answers, and their overlaps."""
+    seeds = [rules.seed * 1000 + number for number in range(count)]
+    rankings = []
+    for number, scores in enumerate(permuted_scores(model, rules.train, rules.search, seeds)):
+        rankings.append(scores.ranking())
+        progress.step(count + number + 1, 2 * count, "nulls")
+    circuits = [rules.equal(ranking, len(circuit.parts)) for ranking in rankings]
+    full, empty = rules.values(model, test, None, frozenset())
+    run_on = partial(rules.runner, model)
+    effects = [
+        _share((some - none).mean(), (full - empty).mean())
+        for some, none in permuted_values(run_on, test, rules.metric, circuits, seeds)
+    ]
+    return effects, [jaccard(kept, circuit.kept) for kept in circuits]
+
+
 @dataclass(frozen=True)
 class _Rules:
-    """How every null is searched and scored: exactly as the circuit under test was."""
+    """How every null is searched and scored: exactly as the circuit under test was.
+
+    Twins have the graph of their model.
+    """
 
     ablation: Ablation
     metric: str
-    method: str | Search
-    reference: Examples
+    search: Search
+    train: Examples
     level: Level
+    graph: ComponentGraph | None
+    seed: int
 
-    def __post_init__(self) -> None:
-        if not callable(self.method):
-            search_by_name(self.method, self.metric, self.ablation, level=self.level)
+    def first(self, ranking: Sequence[str], size: int) -> frozenset[str]:
+        """Return the first parts of a ranking, edges that lead nowhere left out."""
+        return connected(top(ranking, size), self.graph)
 
-    def ranking(self, model: Model, train: Examples) -> tuple[str, ...]:
-        if callable(self.method):
-            return self.method(model, train).ranking()
-        search = search_by_name(self.method, self.metric, self.ablation, level=self.level)
-        return search(model, train).ranking()
+    def equal(self, ranking: Sequence[str], size: int) -> frozenset[str]:
+        """Return the first circuit along a ranking that has a size once it is connected."""
+        return of_size(ranking, size, self.graph)
+
+    def runner(self, model: Model, examples: Examples) -> Runner:
+        return runner(model, examples, self.level, ablation=self.ablation, reference=self.train)
 
     def values(
         self, model: Model, examples: Examples, *circuits: frozenset[str] | None
     ) -> np.ndarray:
         """Return the metric ``[circuit, example]``; None stands for the whole model."""
-        ran = runner(model, examples, self.level, ablation=self.ablation, reference=self.reference)
+        ran = self.runner(model, examples)
         everything = frozenset(ran.universe)
         kept = [everything if c is None else c for c in circuits]
         return ran.run(kept, [self.metric])[self.metric]
+
+
+def of_size(ranking: Sequence[str], size: int, graph: ComponentGraph | None) -> frozenset[str]:
+    """Return the first parts of a ranking of which so many are left once they are connected.
+
+    Args:
+        ranking: Parts, strongest first.
+        size: Parts wanted; one part more may connect several at once.
+        graph: The graph of edges; None for nodes, all of which count.
+    """
+    if graph is None or size == 0:
+        return top(ranking, size)
+    few, many = min(size, len(ranking)), len(ranking)
+    while few < many:
+        middle = (few + many) // 2
+        if len(connected(top(ranking, middle), graph)) >= size:
+            many = middle
+        else:
+            few = middle + 1
+    return connected(top(ranking, few), graph)
 
 
 def _share(effect: float, of: float) -> float:
@@ -149,28 +212,6 @@ def _mean_curve(values: np.ndarray) -> list[float]:
     means = values.mean(1)
     span = means[0] - means[1]
     return [float((m - means[1]) / span) if span else float("nan") for m in means[2:]]
-
-
-def permute(examples: Examples, seed: int) -> Examples:
-    """Return examples whose answers and wrong answers are exchanged in half of each cluster."""
-    random = rng(seed, "permuted answers")
-    swap = np.zeros(len(examples), dtype=bool)
-    for cluster in np.unique(examples.clusters):
-        places = np.flatnonzero(examples.clusters == cluster)
-        chosen = random.permutation(places)
-        half = len(chosen) // 2 + (random.random() < 0.5) * (len(chosen) % 2)
-        swap[chosen[: int(half)]] = True
-    items = tuple(
-        replace(e, answers=e.wrongs, wrongs=e.answers) if s else e
-        for e, s in zip(examples, swap, strict=True)
-    )
-    return Examples(items, examples.drops, examples.behavior)
-
-
-def inverted(examples: Examples) -> Examples:
-    """Return examples with answers and wrong answers exchanged."""
-    items = tuple(replace(e, answers=e.wrongs, wrongs=e.answers) for e in examples)
-    return Examples(items, examples.drops, examples.behavior)
 
 
 def random_floor(

@@ -13,7 +13,7 @@ from microtome.circuits.hypotheses.second_opinion import second_opinion
 from microtome.circuits.judging.cutting import smallest_faithful
 from microtome.circuits.judging.evaluation import (
     complete,
-    evaluate,
+    evaluated,
     faithfulness_curve,
     item_closeness,
     minimality,
@@ -26,15 +26,25 @@ from microtome.circuits.judging.levels import (
     KL,
     Ranked,
     Search,
+    default_finder,
     distances,
+    graph_at,
     level_of,
     runner,
     search_by_name,
     universe_of,
 )
-from microtome.circuits.judging.nulls import inverted, random_floor, search_nulls
-from microtome.circuits.judging.variation import ORDERS, stability, with_orders
-from microtome.circuits.results import Circuit, Level, Nulls, Stability, Verdict
+from microtome.circuits.judging.nulls import of_size, random_floor, search_nulls
+from microtome.circuits.judging.permuting import inverted
+from microtome.circuits.judging.variation import ORDERS, order_items, stability, with_orders
+from microtome.circuits.results import (
+    Circuit,
+    FaithfulnessCurve,
+    Level,
+    Nulls,
+    Stability,
+    Verdict,
+)
 from microtome.circuits.verdict import NULLS, Evidence, can_reach_a_grade, decide
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
@@ -56,6 +66,7 @@ def judge(
     found: Ranked | Sequence[str] | Circuit | None = None,
     *,
     finder: Search | str | None = None,
+    level: Level | None = None,
     faithfulness: float = 0.9,
     ablation: Ablation = "resample",
     metric: str | None = None,
@@ -75,6 +86,9 @@ def judge(
         behavior: The behavior.
         found: Scores of nodes or edges from train, a ranking of names, or a circuit; by default
             what ``finder`` gives on train.
+        level: What is judged, ``node``, ``neuron``, ``edge``, ``role-edge`` or ``position-edge``;
+            by default what is given or found. With nothing given, judge what the level's default
+            finder gives, see :func:`microtome.circuits.judging.levels.default_finder`.
         finder: The finder, rerun on the nulls for the verdict: a name of ``FINDERS``, or a function
             from a model and train examples to scores. Scores that name their finder bring their
             own; otherwise there is no verdict without it.
@@ -91,42 +105,33 @@ def judge(
         The judgment.
 
     Raises:
-        ConfigError: If there is nothing to judge, or a setting is out of range.
+        ConfigError: If there is nothing to judge, a setting is out of range, or what is judged is
+            of another level than asked.
         UnknownNameError: If a part does not exist.
         EmptyDataError: If a split holds no examples.
     """
-    if not 0 < faithfulness < 1 or nulls < 0 or orders < 1:
-        raise ConfigError(
-            f"faithfulness={faithfulness}, nulls={nulls}, orders={orders}; expected a share "
-            "between 0 and 1, 0 nulls or more, and 1 order or more."
-        )
+    _check_settings(faithfulness, nulls, orders)
     examples = behavior.prepare(model)
     splits = (examples.split("train"), examples.split("validation"), examples.split("test"))
     name = metric or behavior.metric
+    if finder is None and found is None and level is not None:
+        finder = default_finder(model, level, examples=splits[0])
+    search = _search(found, finder, name, ablation, level)
     if found is None:
-        if finder is None:
-            raise ConfigError("Nothing to judge: give scores, a ranking, a circuit or a finder.")
-        found = _search(None, finder, name, ablation)(model, splits[0])  # type: ignore[misc]
-    case = _Case(
-        model, splits, name, ablation, _search(found, finder, name, ablation), faithfulness, nulls,
-        seed, progress,
-    )  # fmt: skip
-    level = level_of(found)
-    if isinstance(found, Circuit):
-        circuit, along = found, None
-    else:
-        ranking = found.ranking() if hasattr(found, "ranking") else tuple(found)
-        order = complete(ranking, universe_of(model, level, examples=splits[0]))
-        circuit = case.cut(order, level, found)
-        along = faithfulness_curve(
-            model, splits[2], order, level=level, ablation=ablation, metric=case.metric,
-            reference=splits[0], seed=seed,
-        )  # fmt: skip
-    result = case.judged(behavior.name, circuit)
+        if search is None:
+            raise ConfigError(
+                "Nothing to judge: give scores, a ranking, a circuit, a finder or a level."
+            )
+        found = search(model, splits[0])
+    _check_level(found, level)
+    case = _Case(model, splits, name, ablation, search, faithfulness, nulls, seed, progress)
+    circuit, along = case.cut(found)
+    # a circuit has no scores of its own: how it varies is that of what the finder gives
+    scores = search(model, splits[0]) if isinstance(found, Circuit) and search else found
     result = replace(
-        result,
+        case.judged(behavior.name, circuit),
         curve=along,
-        stability=case.stability(found, circuit, orders),
+        stability=case.stability(scores, circuit, orders),
         check=check(model, behavior, seed=seed, examples=examples) if gate else None,
     )
     return case.with_verdict(result)
@@ -146,13 +151,29 @@ class _Case:
     seed: int
     progress: Progress
 
-    def cut(self, order: tuple[str, ...], level: Level, found: object) -> Circuit:
-        """Return the smallest circuit along a ranking that is faithful on validation."""
-        return smallest_faithful(
-            self.model, self.splits[1], order, level=level, faithfulness=self.faithfulness,
-            ablation=self.ablation, metric=self.metric, reference=self.splits[0],
+    def cut(
+        self, found: Ranked | Sequence[str] | Circuit
+    ) -> tuple[Circuit, FaithfulnessCurve | None]:
+        """Return the smallest circuit along a ranking that is faithful on validation.
+
+        And the ranking's curve on test; a circuit comes back as it is, without a curve.
+        """
+        if isinstance(found, Circuit):
+            return found, None
+        level = level_of(found)
+        ranking = found.ranking() if hasattr(found, "ranking") else tuple(found)
+        train, validation, test = self.splits
+        order = complete(ranking, universe_of(self.model, level, examples=train))
+        circuit = smallest_faithful(
+            self.model, validation, order, level=level, faithfulness=self.faithfulness,
+            ablation=self.ablation, metric=self.metric, reference=train,
             method=str(getattr(found, "method", "a ranking")), seed=self.seed,
         )  # fmt: skip
+        along = faithfulness_curve(
+            self.model, test, order, level=level, ablation=self.ablation, metric=self.metric,
+            reference=train, seed=self.seed,
+        )  # fmt: skip
+        return circuit, along
 
     def judged(self, behavior: str, circuit: Circuit) -> Judgment:
         """Return everything that needs no finder."""
@@ -176,9 +197,7 @@ class _Case:
         return Judgment(
             behavior=behavior,
             circuit=circuit,
-            evaluation=evaluate(
-                model, test, circuit, ablation=ablation, metric=metric, reference=train, seed=seed
-            ),
+            evaluation=kinds[ablation].evaluation,
             kinds=kinds,
             completeness=found,
             minimality=minimality(
@@ -201,11 +220,13 @@ class _Case:
             return None
         ranking = found.ranking() if hasattr(found, "ranking") else ()
         start = by_layer(circuit.kept | top(ranking, 2 * len(circuit.parts)), circuit.universe)
-        ran = runner(self.model, train, circuit.level, ablation=self.ablation)
-        return with_orders(
+        items = order_items(train, circuit.level, seed=self.seed)
+        ran = runner(self.model, items, circuit.level, ablation=self.ablation, reference=train)
+        varied = with_orders(
             resampled, ran, circuit, start, least=self.faithfulness, metric=self.metric,
             orders=orders, seed=self.seed,
         )  # fmt: skip
+        return replace(varied, order_items=len(items), order_items_of=len(train))
 
     def with_verdict(self, found: Judgment) -> Judgment:
         """Return the judgment with nulls and verdict, where there are a finder and its scores."""
@@ -248,19 +269,19 @@ class _Case:
 
     def _under(self, circuit: Circuit, kind: Ablation) -> UnderAblation:
         train, _, test = self.splits
-        found = evaluate(
-            self.model, test, circuit, ablation=kind, metric=self.metric, reference=train,
-            seed=self.seed,
-        )  # fmt: skip
         ran = runner(self.model, test, circuit.level, ablation=kind, reference=train)
+        found = evaluated(
+            ran, self.model, test, circuit, ablation=kind, metric=self.metric, seed=self.seed
+        )
         far = ran.run([circuit.kept], distances(self.model, test))
         kl, agreement = (
             cluster_bootstrap(far[name][0], test.clusters, seed=self.seed)
             for name in (KL, AGREEMENT)
         )
         return UnderAblation(
-            kind, found.faithfulness, found.complement, found.moved, found.accuracy, kl, agreement
-        )
+            kind, found.faithfulness, found.complement, found.moved, found.accuracy, kl, agreement,
+            found,
+        )  # fmt: skip
 
 
 def inverted_accuracy(
@@ -285,7 +306,8 @@ def inverted_accuracy(
         reference=train,
     )  # fmt: skip
     size = len(circuit.parts)
-    circuits = [top(scores.ranking(signed=signed), size) for signed in (False, True)]
+    graph = graph_at(model, circuit.level, examples=train)
+    circuits = [of_size(scores.ranking(signed=signed), size, graph) for signed in (False, True)]
     values = ran.run(circuits, ["accuracy"])["accuracy"]
     found = [cluster_bootstrap(row, asked.clusters, seed=seed) for row in values]
     return max(found, key=lambda interval: interval.low)
@@ -296,6 +318,7 @@ def _search(
     finder: Search | str | None,
     metric: str,
     ablation: Ablation,
+    level: Level | None,
 ) -> Search | None:
     """Return the finder to rerun: the given one, or the one that the scores name."""
     method = getattr(found, "method", "") if finder is None else finder
@@ -303,5 +326,20 @@ def _search(
         return method
     if finder is None and (isinstance(found, Circuit) or method not in FINDERS):
         return None
-    level = None if found is None else level_of(found)
+    if found is not None:
+        level = level_of(found)
     return search_by_name(method, metric, ablation, level=level)
+
+
+def _check_settings(faithfulness: float, nulls: int, orders: int) -> None:
+    if not 0 < faithfulness < 1 or nulls < 0 or orders < 1:
+        raise ConfigError(
+            f"faithfulness={faithfulness}, nulls={nulls}, orders={orders}; expected a share "
+            "between 0 and 1, 0 nulls or more, and 1 order or more."
+        )
+
+
+def _check_level(found: Ranked | Sequence[str] | Circuit, level: Level | None) -> None:
+    own = level_of(found)
+    if level is not None and level != own:
+        raise ConfigError(f"level={level!r}, but what was given or found is of {own}s.")

@@ -11,10 +11,11 @@ import numpy as np
 
 from microtome.circuits.judging.cluster_sums import cluster_sums
 from microtome.circuits.judging.levels import Runner
-from microtome.circuits.results import Circuit, Stability
+from microtome.circuits.results import Circuit, Level, Stability
 from microtome.core.seeds import rng
 
 if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
     from microtome.core.provenance import Provenance
 
 CORE, ALTERNATIVE = 0.9, 0.1
@@ -25,6 +26,9 @@ ORDERS = 10
 
 STEPS = 64
 """Steps of an elimination at most."""
+
+EDGE_ITEMS = 48
+"""Train items at most on which edges are eliminated; nodes and neurons are on all."""
 
 
 def stability(
@@ -97,6 +101,20 @@ def with_orders(
         order_alternatives=tuple(p for p, s in share.items() if ALTERNATIVE <= s < CORE),
         order_jaccard=float(np.median([jaccard(c, circuit.kept) for c in left])),
     )
+
+
+def order_items(train: Examples, level: Level, *, seed: int = 0) -> Examples:
+    """Return the train items on which parts are eliminated: of many, some at random for edges.
+
+    Args:
+        train: All of them.
+        level: What the parts are.
+        seed: Which.
+    """
+    if not level.endswith("edge") or len(train) <= EDGE_ITEMS:
+        return train
+    drawn = rng(seed, "elimination items").choice(len(train), size=EDGE_ITEMS, replace=False)
+    return train.take(sorted(drawn.tolist()))
 
 
 def eliminate(
