@@ -18,7 +18,7 @@ FAITHFULNESS = 0.99
 
 ITEMS = 200
 
-BACKUPS = ("previous-token", "induction")
+BACKUPS = ("previous-token",)
 """Programs that are also planted with a backup copy.
 
 They are searched by gradients: where either copy is enough, ablating one edge alone does nothing.
