@@ -78,5 +78,10 @@ def _origin(values: dict[str, Any], path: Path) -> Origin:
             raise FormatError(f"{name} of the origin in {path} are {values[name]}; expected sites")
     for name, kind in (("model", str), ("fingerprint", str), ("details", dict)):
         want(values, name, kind, path)
-    sites = {name: tuple(values[name]) for name in ("sources", "targets")}
-    return Origin(**sites, **{n: values[n] for n in ("model", "fingerprint", "details")})
+    return Origin(
+        tuple(values["sources"]),
+        tuple(values["targets"]),
+        values["model"],
+        values["fingerprint"],
+        values["details"],
+    )

@@ -65,7 +65,7 @@ def index(
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         trace = model.trace([pieces[i].ids for i in part], capture=list(sources), logits=None)
-        values = values_at(trace, sources)
+        values = values_at(trace, sources, coder)
         if values.shape[-1] != coder.d_in:
             raise ShapeError(
                 f"the sites are {values.shape[-1]} wide in this model and the coder expects "
