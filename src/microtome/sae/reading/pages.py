@@ -217,7 +217,7 @@ class Dashboard:
 
     def _words(self, number: int) -> str:
         found = self.explained.get(number)
-        return found.explanation.text if found is not None else ""
+        return _short(found.explanation.text) if found is not None else ""
 
     def _quality(self) -> list[Block]:
         if self.evaluation is None:
@@ -266,7 +266,7 @@ class Dashboard:
     def _each(self, latents: Sequence[int], examples: int) -> list[Block]:
         return [
             Details(
-                f"{number}: {_short(self._words(number)) or 'not explained'}",
+                f"{number}: {self._words(number) or 'not explained'}",
                 (_strips(top_examples(self.index, number, n=examples, before=14, after=6)),),
             )
             for number in latents
