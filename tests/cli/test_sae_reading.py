@@ -69,6 +69,13 @@ def test_latents_are_listed_from_a_kept_index(coder: Path, text: Path, tmp_path:
     other = save(SAE(load(coder).architecture, seed=9, origin=load(coder).origin), tmp_path / "o")
     refused = run("sae", "latents", "python-code", other, text, "--index", index, code=2)
     assert "another coder" in str(refused.exception)
+    for words, named in ((["--context", 64], "context"), (["--tokens", 50], "text")):
+        place = [coder, text, "--index", index]
+        refused = run("sae", "latents", "python-code", *place, *words, code=2)
+        assert f"another {named};" in str(refused.exception)
+    moved = [coder, text, "--index", index, "--site", "blocks.1.resid_post"]
+    refused = run("sae", "latents", "python-code", *moved, code=2)
+    assert "another site;" in str(refused.exception)
 
 
 def test_convert_writes_what_can_be_written(coder: Path, tmp_path: Path) -> None:

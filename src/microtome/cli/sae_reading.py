@@ -264,7 +264,7 @@ def _open_coder(place: Path, site: str | None, model: Model) -> SAE:
             f"The coder was trained on a model with fingerprint {known[:12]}, this one has "
             f"{model.fingerprint[:12]}."
         )
-    return coder
+    return coder.to(model.device)
 
 
 def _open_index(
@@ -277,15 +277,25 @@ def _open_index(
     from microtome.errors import ConfigError
     from microtome.sae import LatentIndex
     from microtome.sae import index as build
+    from microtome.sae.harvesting.documents import read_documents
     from microtome.store.texts import read_texts
 
     if folder is not None and (folder / "index.json").is_file():
         read = LatentIndex.load(folder)
-        own = sha256_arrays({k: v.detach() for k, v in coder.weights.items()})
-        if read.details.get("coder") != own or read.details["fingerprint"] != model.fingerprint:
+        documents = read_documents(read_texts(text), tokenizer=model.tokenizer, tokens=tokens)
+        own = {
+            "coder": sha256_arrays({k: v.detach() for k, v in coder.weights.items()}),
+            "fingerprint": model.fingerprint,
+            "sources": list(coder.origin.sources),
+            "text": documents.sha256,
+            "context": context,
+        }
+        if other := [name for name, value in own.items() if read.details.get(name) != value]:
+            words = {"fingerprint": "model", "sources": "site"}
             raise ConfigError(
-                f"the index in {folder} is of another coder or model; give another folder with "
-                "--index, or delete it"
+                f"the index in {folder} is of another "
+                f"{' and '.join(words.get(name, name) for name in other)}; give another folder "
+                "with --index, or delete it"
             )
         return read
     if folder is not None:

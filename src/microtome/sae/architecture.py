@@ -76,8 +76,12 @@ class Architecture:
             _whole(name, getattr(self, name), least=int(name in ("d_in", "d_sae")))
         for name, choices in (("activation", Activation), ("encoder", Encoder), ("reach", Reach)):
             _one_of(name, getattr(self, name), get_args(choices))
+        for name in ("skip", "center"):
+            _one_of(name, getattr(self, name), (False, True))
         for name in ("prefixes", "sources", "targets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+            for number in getattr(self, name):
+                _whole(f"a number of {name}", number, least=1)
         if self.d_out == 0:
             object.__setattr__(self, "d_out", sum(self.targets) or self.d_in)
         object.__setattr__(self, "sources", self.sources or (self.d_in,))
@@ -125,6 +129,10 @@ class Architecture:
             )
         if self.kronecker is not None:
             object.__setattr__(self, "kronecker", tuple(self.kronecker))
+            if len(self.kronecker) != 3:
+                raise ConfigError(f"kronecker is {self.kronecker}; expected three numbers")
+            for number in self.kronecker:
+                _whole("a number of kronecker", number, least=1)
             heads, left, right = self.kronecker
             if heads * left * right != self.d_sae:
                 raise ConfigError(

@@ -25,7 +25,7 @@ class Reconstruction(Result, schema="sae-reconstruction"):
         l0: Mean number of latents of a row that are not 0.
         l1: Mean sum of their absolute values.
         cosine: Mean cosine of target and reconstruction.
-        norm_ratio: Mean of ``|x_hat| / |x|``.
+        norm_ratio: Mean of ``|x_hat| / |x|`` over rows that are not zero.
         bias: Relative reconstruction bias ``E |x_hat|^2 / E <x, x_hat>``, 1 without shrinkage
             (Rajamanoharan et al., 2024, eq. 10).
         frequency: Share of the rows on which each latent is active ``[latent]``.
@@ -48,6 +48,12 @@ class Reconstruction(Result, schema="sae-reconstruction"):
         return float((self.frequency == 0).mean())
 
 
+_SUMS = ("l1", "cosine", "ratio", "nonzero", "size", "out", "inner")
+
+_ROUNDING = 1e-26
+"""Share of the mean square below which a variance is what rounding leaves of none."""
+
+
 class ReconstructionTally:
     """Adds up what :class:`Reconstruction` states, batch after batch, in float64.
 
@@ -63,7 +69,7 @@ class ReconstructionTally:
         self._squares = torch.zeros(coder.d_out, dtype=torch.float64)
         self._errors = torch.zeros(coder.d_out, dtype=torch.float64)
         self._active = torch.zeros(coder.d_sae, dtype=torch.int64)
-        self._sums = dict.fromkeys(("l1", "cosine", "ratio", "out", "inner"), 0.0)
+        self._sums = dict.fromkeys(_SUMS, 0.0)
 
     def add(self, targets: Tensor, outputs: Tensor, latents: Tensor) -> None:
         """Count rows: targets and outputs ``[row, d_out]``, latents ``[row, latent]``.
@@ -71,10 +77,13 @@ class ReconstructionTally:
         Raises:
             ShapeError: The rows do not match, or a value is not finite.
         """
-        if targets.shape != outputs.shape or len(latents) != len(targets):
+        wide = (len(targets) if targets.dim() else 0, len(self._shifted))
+        deep = (wide[0], len(self._active))
+        if targets.shape != wide or outputs.shape != wide or latents.shape != deep:
             raise ShapeError(
                 f"targets {tuple(targets.shape)}, reconstructions {tuple(outputs.shape)} and "
-                f"latents {tuple(latents.shape)} do not match; expected the same rows"
+                f"latents {tuple(latents.shape)} do not match; expected the same rows, "
+                f"{wide[1]}, {wide[1]} and {deep[1]} wide"
             )
         x, y = targets.detach().double().cpu(), outputs.detach().double().cpu()
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
@@ -90,7 +99,10 @@ class ReconstructionTally:
         inner, norms, sizes = (x * y).sum(1), y.norm(dim=1), x.norm(dim=1)
         self._sums["l1"] += float(latents.detach().double().abs().sum())
         self._sums["cosine"] += float((inner / (norms * sizes).clamp_min(1e-30)).sum())
-        self._sums["ratio"] += float((norms / sizes.clamp_min(1e-30)).sum())
+        there = sizes > 0  # a row of zeros has no ratio
+        self._sums["ratio"] += float((norms[there] / sizes[there]).sum())
+        self._sums["nonzero"] += float(there.sum())
+        self._sums["size"] += float(sizes.square().sum())
         self._sums["out"] += float(norms.square().sum())
         self._sums["inner"] += float(inner.sum())
 
@@ -102,15 +114,16 @@ class ReconstructionTally:
         """
         if not self._n:
             raise EmptyDataError("no rows to measure a reconstruction on; give at least one")
-        spread = self._squares - self._shifted.square() / self._n
         n, sums = self._n, self._sums
+        spread = self._squares - self._shifted.square() / n
+        spread = torch.where(spread > _ROUNDING * sums["size"], spread, 0)
         return Reconstruction(
             n_rows=n,
             fvu=_share(self._errors, spread),
             l0=float(self._active.sum()) / n,
             l1=sums["l1"] / n,
             cosine=sums["cosine"] / n,
-            norm_ratio=sums["ratio"] / n,
+            norm_ratio=sums["ratio"] / sums["nonzero"] if sums["nonzero"] else float("nan"),
             bias=sums["out"] / sums["inner"] if sums["inner"] else float("nan"),
             frequency=(self._active.double() / n).numpy(),
             fvu_by_target=tuple(_share(self._errors[s], spread[s]) for s in self._slices),
@@ -125,8 +138,8 @@ def reconstruct(
 
     Args:
         coder: The coder.
-        batches: Inputs ``[row, d_in]`` with their targets ``[row, d_out]``, batch by batch; or one
-            tensor that is both.
+        batches: Inputs ``[..., d_in]`` with their targets ``[..., d_out]``, batch by batch; or one
+            tensor that is both. They are computed with in the coder's own precision.
         block: Rows encoded at a time.
 
     Returns:
@@ -139,7 +152,14 @@ def reconstruct(
     tally = ReconstructionTally(coder)
     pairs = [(batches, batches)] if isinstance(batches, Tensor) else batches
     for inputs, targets in pairs:
-        for x, y in zip(inputs.split(block), targets.split(block), strict=True):
+        if inputs.dim() < 2 or inputs.shape[:-1] != targets.shape[:-1]:
+            raise ShapeError(
+                f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)}; expected rows, "
+                "as many of both"
+            )
+        rows = inputs.flatten(0, -2).split(block), targets.flatten(0, -2).split(block)
+        for x, y in zip(*rows, strict=True):
+            x = x.to(coder.weights["b_dec"])
             latents = coder.encode(x)
             outputs = coder.decode(latents)
             past = coder.bypass(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,10 @@ def load(place: str | Path, *, format: str | None = None) -> SAE:
     """
     path = _shipped(str(place)) or Path(place)
     if format is not None:
-        return _format(format).read(path)
+        return _read(_format(format), path)
     for known in FORMATS.values():
         if known.recognizes(path):
-            return known.read(path)
+            return _read(known, path)
     inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no such folder"
     raise FormatError(
         f"{path} holds no coder in a known format ({inside}); expected one of "
@@ -102,7 +103,9 @@ def save(
         The folder.
 
     Raises:
-        ConfigError: The format cannot hold this coder, or the dtype is not known.
+        ConfigError: The format cannot hold this coder, the dtype is not known, or the folder holds
+            a coder in another format.
+        ShapeError: The sample does not fit, or all its rows are the same.
         FormatError: What was read back differs by more than 1e-4; nothing is left on disk.
         OutputError: The folder could not be written.
     """
@@ -113,9 +116,15 @@ def save(
         raise ConfigError(
             f"cannot write this coder as {format}: {reason}; format='{native.NAME}' takes it"
         )
+    for other in FORMATS.values():
+        if other is not chosen and other.recognizes(Path(folder)):
+            raise ConfigError(
+                f"{folder} holds a coder as {other.name}, and beside it one as {format} would be "
+                "mistaken for it; give another folder"
+            )
     with atomic_folder(folder) as temporary:
         chosen.write(coder, temporary, DTYPES[dtype])
-        _require_same(coder, chosen.read(temporary), sample, f"{folder} as {format} in {dtype}")
+        _require_same(coder, _read(chosen, temporary), sample, f"{folder} as {format} in {dtype}")
     return Path(folder)
 
 
@@ -123,6 +132,13 @@ def _shipped(name: str) -> Path | None:
     """Return the folder of the coder that ships with a specimen, None if there is none."""
     folder = None if Path(name).exists() else specimen_folder(name)
     return folder / "sae" if folder is not None and (folder / "sae").is_dir() else None
+
+
+def _read(format: Format, place: Path) -> SAE:
+    """Read a coder; where some weights are in double precision, all are."""
+    coder = format.read(place)
+    wide = any(w.dtype == torch.float64 for w in coder.weights.values())
+    return coder.double() if wide else coder
 
 
 def _format(name: str) -> Format:
@@ -134,48 +150,65 @@ def _format(name: str) -> Format:
 def _require_same(
     coder: SAE, again: SAE, sample: Tensor | tuple[Tensor, Tensor] | None, what: str
 ) -> None:
-    inputs, targets = _pair(coder, sample)
-    if inputs.dim() != 2 or inputs.shape[-1] != coder.d_in or targets.shape[-1] != coder.d_out:
+    for inputs, targets in _own_samples(coder) if sample is None else [_pair(coder, sample)]:
+        before, after = _measure(coder, inputs, targets), _measure(again, inputs, targets)
+        if math.isnan(before.fvu):
+            raise ShapeError(
+                f"the {len(inputs)} rows of the sample have the same target, so FVU says nothing; "
+                "give rows that differ"
+            )
+        fvu = abs(before.fvu - after.fvu) / max(1.0, abs(before.fvu))
+        l0 = abs(before.l0 - after.l0) / max(1.0, before.l0)
+        if not max(fvu, l0) <= TOLERANCE:
+            raise FormatError(
+                f"refused to save {what}: read back, FVU is {after.fvu:.6f} and L0 {after.l0:.4f} "
+                f"where they were {before.fvu:.6f} and {before.l0:.4f}; a wider dtype, or another "
+                "format, keeps the coder"
+            )
+
+
+@torch.no_grad()
+def _pair(coder: SAE, sample: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets of a sample that was given."""
+    inputs, targets = sample if isinstance(sample, tuple) else (sample, sample)
+    if inputs.dim() != 2 or inputs.shape[-1] != coder.d_in:
+        raise ShapeError(f"sample of shape {tuple(inputs.shape)}; expected row, {coder.d_in}")
+    if not isinstance(sample, tuple) and coder.d_in != coder.d_out:
+        targets = coder(inputs.to(coder.weights["b_dec"]))
+    if targets.shape != (len(inputs), coder.d_out):
         raise ShapeError(
-            f"sample of shapes {tuple(inputs.shape)} and {tuple(targets.shape)}; expected row, "
-            f"{coder.d_in} and row, {coder.d_out}"
+            f"targets of shape {tuple(targets.shape)}; expected {len(inputs)}, {coder.d_out}"
         )
-    before, after = _measure(coder, inputs, targets), _measure(again, inputs, targets)
-    fvu = abs(before.fvu - after.fvu) / max(1.0, abs(before.fvu))
-    l0 = abs(before.l0 - after.l0) / max(1.0, before.l0)
-    if not max(fvu, l0) <= TOLERANCE:
-        raise FormatError(
-            f"refused to save {what}: read back, FVU is {after.fvu:.6f} and L0 {after.l0:.4f} "
-            f"where they were {before.fvu:.6f} and {before.l0:.4f}; a wider dtype, or another "
-            "format, keeps the coder"
-        )
+    return inputs, targets
 
 
 @torch.no_grad()
-def _pair(coder: SAE, sample: Tensor | tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    if sample is None:
-        return _own_sample(coder)
-    if isinstance(sample, tuple):
-        return sample
-    return (sample, sample) if coder.d_in == coder.d_out else (sample, coder(sample))
+def _own_samples(coder: SAE, rows: int = 256) -> list[tuple[Tensor, Tensor]]:
+    """Return inputs of ordinary size, and where these activate little, larger ones that do.
 
-
-@torch.no_grad()
-def _own_sample(coder: SAE, rows: int = 256) -> tuple[Tensor, Tensor]:
-    """Return inputs that lie along encoder rows, and what the coder gives plus some noise."""
+    The targets are what the coder gives and some noise.
+    """
     generator = torch_generator(0, "sae", "save-check")
     weight = coder.weights["b_dec"]
     inputs = torch.randn(rows, coder.d_in, generator=generator).to(weight)
-    gain = coder.encode(inputs).abs().amax()
-    threshold = coder.weights.get("threshold")
-    if threshold is not None and float(gain) <= float(threshold.amax()):
-        inputs = inputs * 8 * (1 + threshold.amax().abs())
-    if coder.architecture.center:
-        inputs = inputs + weight
-    outputs = coder(inputs)
-    spread = outputs.std().clamp_min(1e-3)
-    noise = torch.randn(outputs.shape, generator=generator).to(weight)
-    return inputs, outputs + 0.3 * spread * noise
+    noise = torch.randn(rows, coder.d_out, generator=generator).to(weight)
+    middle = weight if coder.architecture.center else torch.zeros_like(inputs[0])
+    scale, scales = 1.0, [1.0]
+    # What no input activates cannot be compared, and thresholds may lie far out.
+    while scale < 1e6 and not _mostly_active(coder, inputs * scale + middle):
+        scale *= 2
+    scales += [scale] if scale > 1 else []
+    found = []
+    for scale in scales:
+        outputs = coder(inputs * scale + middle)
+        spread = outputs.std().clamp_min(1e-3)
+        found.append((inputs * scale + middle, outputs + 0.3 * spread * noise))
+    return found
+
+
+def _mostly_active(coder: SAE, inputs: Tensor) -> bool:
+    """Return whether most inputs activate some latent."""
+    return float((coder.encode(inputs) != 0).any(1).float().mean()) > 0.5
 
 
 @torch.no_grad()

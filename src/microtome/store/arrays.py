@@ -117,7 +117,7 @@ def check_safetensors(path: str | Path) -> dict[str, Any]:
             ends = [e["data_offsets"][1] for name, e in header.items() if name != "__metadata__"]
     except OSError as error:
         raise FormatError(f"cannot read {file}: {error.strerror}; give an existing file") from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{file} has no safetensors header; expected a file written as safetensors"
         ) from error

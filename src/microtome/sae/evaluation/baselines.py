@@ -34,7 +34,7 @@ def random_dictionary(coder: SAE, k: int, *, mean: Tensor, seed: int = 0) -> SAE
     )
     baseline = SAE(make, seed=seed, origin=coder.origin)
     baseline.weights["b_dec"].copy_(mean)
-    return baseline
+    return baseline.to(coder.weights["b_dec"])
 
 
 @torch.no_grad()
@@ -51,4 +51,5 @@ def coordinates(coder: SAE, k: int, *, mean: Tensor) -> SAE:
     width = coder.d_in
     make = Architecture(width, width, activation="abstopk", k=min(max(1, k), width), encoder="tied")
     weights = {"W_dec": torch.eye(width), "b_dec": mean.float().clone()}
-    return SAE(make, origin=coder.origin, weights=weights | {"b_enc": torch.zeros(width)})
+    weights["b_enc"] = torch.zeros(width)
+    return SAE(make, origin=coder.origin, weights=weights).to(coder.weights["b_dec"])

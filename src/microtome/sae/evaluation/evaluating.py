@@ -64,12 +64,18 @@ def evaluate(
         SiteError: The coder names no sites, or the model does not have them.
         ShapeError: Its widths are not those of the sites.
         EmptyDataError: The text has no tokens to predict.
+        ConfigError: A number is out of range, or a name is taken.
         ModelSupportError: The model gives no logits.
     """
     if context < 2 or batch_size < 1 or tokens < 2:
         raise ConfigError(
             f"context={context}, batch_size={batch_size}, tokens={tokens}; expected at least 2, "
             "1 and 2"
+        )
+    taken = {"sae", *(("random", "coordinates") if baselines else ())} & set(others or ())
+    if taken:
+        raise ConfigError(
+            f"others are named {sorted(taken)}, as rows of the table are; rename them"
         )
     batches = _batches(model, text, tokens, context, batch_size)
     run = _Run(model, *coder_sites(model, coder))
@@ -138,7 +144,10 @@ class _Run:
         for ids in batches:
             trace = self._clean(ids)
             kept = self._kept(trace)
-            x, y = values_at(trace, self.sources)[kept], values_at(trace, self.targets)[kept]
+            x = values_at(trace, self.sources, coder)
+            y = values_at(trace, self.targets, coder)
+            rows = kept.to(x.device)
+            x, y = x[rows], y[rows]
             for name, value, width in (("source", x, coder.d_in), ("target", y, coder.d_out)):
                 if value.shape[-1] != width:
                     raise ShapeError(
@@ -164,9 +173,12 @@ class _Run:
         """Add what one batch shows."""
         trace = self._clean(ids)
         kept = self._kept(trace)
-        x, y = values_at(trace, self.sources), values_at(trace, self.targets)
+        first = next(iter(rows.values()))
+        y = values_at(trace, self.targets, first).float()
+        kept = kept.to(y.device)
         clean = _log_probabilities(trace)
-        read = trace.mask[:, 1:].to(clean.device)
+        mask = trace.mask.bool().to(clean.device)
+        read = mask[:, 1:] & mask[:, :-1]
         losses.n += int(read.sum())
         losses.clean += _cross_entropy(clean, trace.tokens, read)
         for name, value in (("zero", torch.zeros_like(y)), ("mean", mean.to(y).expand_as(y))):
@@ -176,10 +188,12 @@ class _Run:
             losses.ablated[name][0] += entropy
             losses.ablated[name][1] += divergence
         for name, coder in rows.items():
-            latents = coder.encode(x[kept])
-            outputs, past = coder.decode(latents), coder.bypass(x[kept])
+            x = values_at(trace, self.sources, coder)
+            x = x[kept.to(x.device)]
+            latents = coder.encode(x)
+            outputs, past = coder.decode(latents), coder.bypass(x)
             outputs = outputs if past is None else outputs + past
-            tallies[name].made.add(y[kept], outputs, latents)
+            tallies[name].made.add(y[kept].to(outputs.device), outputs, latents)
             spliced = y.clone()
             spliced[kept] = outputs.to(y)
             entropy, divergence = self._changed(trace, clean, read, spliced)
@@ -204,7 +218,7 @@ class _Run:
             old = base[site]
             width = old[0, 0].numel()
             part = value[..., start : start + width]
-            writes.append(site.set(part.reshape(old.shape).to(old.dtype)))
+            writes.append(site.set(part.reshape(old.shape).to(old)))
             start += width
         # The base's own tokens, padded as they were: the same batch, position by position.
         ids = [row[m].tolist() for row, m in zip(base.tokens, base.mask.bool(), strict=True)]

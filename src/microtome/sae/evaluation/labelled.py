@@ -72,6 +72,8 @@ def pool(
         ConfigError: The pooling is not known.
         SiteError: The coder names no sites of this model.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
     if len(texts) != len(labels):
         raise DataError(f"{len(texts)} texts and {len(labels)} labels; give one label for each")
     classes, numbers = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
@@ -93,7 +95,7 @@ def pool(
             list(texts[start : start + batch_size]), capture=list(sources), logits=None
         )
         kept = trace.mask.bool().cpu() & ~torch.isin(trace.tokens.cpu(), ignored)
-        for x, rows in zip(values_at(trace, sources), kept, strict=True):
+        for x, rows in zip(values_at(trace, sources, coder), kept, strict=True):
             own = x[rows.to(x.device)]
             if not len(own):
                 raise EmptyDataError(f"text {len(values)} holds special tokens only; leave it out")
@@ -208,8 +210,7 @@ def probe_perturbation(
     ns = tuple(sorted(set(ns)))
     if not ns or ns[0] < 1 or ns[-1] > coder.d_sae:
         raise ConfigError(f"ns are {ns}; expected numbers from 1 to {coder.d_sae}")
-    if coder.d_in != coder.d_out:
-        raise ConfigError("the coder writes another width than it reads; ablation needs an SAE")
+    _require_own(data, coder)
     decoder = _rows(coder.weights["W_dec"])
     probes = [_fitted(data.values, data.labels == c, data.train) for c in range(len(data.classes))]
     test = ~data.train
@@ -280,6 +281,7 @@ def correlation_removal(
         )
     if not ns or ns[0] < 1 or ns[-1] > coder.d_sae:
         raise ConfigError(f"ns are {ns}; expected numbers from 1 to {coder.d_sae}")
+    _require_own(data, coder)
     truth = data.labels == 1
     for split in (data.train, ~data.train):
         pairs = {(bool(a), bool(b)) for a, b in zip(truth[split], with_cue[split], strict=True)}
@@ -301,6 +303,21 @@ def correlation_removal(
         gain = a_clean - a_base
         scores.append((changed - a_base) / gain if gain >= 0.001 else 0.0)
     return CorrelationRemoval(ns, tuple(scores), a_base, a_clean)
+
+
+def _require_own(data: Pooled, coder: SAE) -> None:
+    """Refuse a coder that writes elsewhere than it reads, or that the texts were not pooled with.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if coder.d_in != coder.d_out or coder.origin.sources != coder.origin.targets:
+        raise ConfigError("the coder writes to another site than it reads; ablation needs an SAE")
+    if (data.values.shape[1], data.mean_latents.shape[1]) != (coder.d_in, coder.d_sae):
+        raise ConfigError(
+            f"the texts were pooled with a coder of {data.values.shape[1]} by "
+            f"{data.mean_latents.shape[1]}, and this one has {coder.d_in} by {coder.d_sae}"
+        )
 
 
 def _halves(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from microtome.errors import SiteError
+from microtome.errors import ShapeError, SiteError
 from microtome.sae.harvesting.documents import Documents, deal
 from microtome.tracing.sites import Site, at
 
@@ -69,6 +69,17 @@ def special_ids(model: Model) -> set[int]:
     return set(getattr(tokenizer, "all_special_ids", ())) if tokenizer is not None else set()
 
 
-def values_at(trace: Trace, sites: Sequence[Site]) -> Tensor:
-    """Return the values of sites side by side in float32, ``[batch, pos, width]``."""
-    return torch.cat([trace[site].flatten(2).float() for site in sites], dim=-1)
+def values_at(trace: Trace, sites: Sequence[Site], coder: SAE) -> Tensor:
+    """Return the values of sites side by side as a coder takes them, ``[batch, pos, width]``.
+
+    Raises:
+        ShapeError: A site does not hold a vector for each token.
+    """
+    for site in sites:
+        if trace[site].dim() < 3 or trace[site].shape[:2] != trace.tokens.shape:
+            raise ShapeError(
+                f"{site} has values of shape {tuple(trace[site].shape)} for tokens of shape "
+                f"{tuple(trace.tokens.shape)}; a coder needs a vector for each token"
+            )
+    like = coder.weights["b_dec"]
+    return torch.cat([trace[site].flatten(2).to(like) for site in sites], dim=-1)

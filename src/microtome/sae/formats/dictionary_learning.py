@@ -6,6 +6,7 @@ builds tensors and nothing else (``weights_only``), so that it cannot run code.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor
 from microtome.errors import FormatError
 from microtome.sae.architecture import Activation, Architecture
 from microtome.sae.coder import SAE, Origin
-from microtome.sae.formats.parts import Tensors, read_json, want
-from microtome.store.atomic import atomic_file, write_json
+from microtome.sae.formats.parts import Tensors, fitting, read_json, want, whole
+from microtome.store.atomic import write_bytes, write_json
 
 NAME = "dictionary-learning"
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -62,17 +63,26 @@ def objection(coder: SAE) -> str:
 def write(coder: SAE, folder: Path, dtype: torch.dtype) -> None:
     """Write a coder into an empty folder."""
     make = coder.architecture
-    weights = {name: value.detach().to(dtype) for name, value in coder.weights.items()}
+    weights = {name: value.detach().cpu() for name, value in coder.weights.items()}
     if make.encoder == "tied":
         weights["W_enc"] = weights["W_dec"]
-    if "b_enc" in weights and not make.center and make.activation != "jumprelu":
+    taken = weights["W_enc"] @ weights["b_dec"]
+    if not make.center and make.activation != "jumprelu":
         # The classes subtract the bias always; add what they will take away.
-        weights["b_enc"] = weights["b_enc"] + weights["W_enc"] @ weights["b_dec"]
-    if "b_enc" in weights and make.center and make.activation == "jumprelu":
-        weights["b_enc"] = weights["b_enc"] - weights["W_enc"] @ weights["b_dec"]
-    tensors = _written(make, weights)
-    with atomic_file(folder / WEIGHTS) as temporary:
-        torch.save({k: v.contiguous().clone() for k, v in tensors.items()}, temporary)
+        if make.activation == "gated":
+            weights["b_gate"] = weights["b_gate"] + taken
+            weights["b_mag"] = weights["b_mag"] + weights["r_mag"].exp() * taken
+        else:
+            weights["b_enc"] = weights["b_enc"] + taken
+    if make.center and make.activation == "jumprelu":
+        weights["b_enc"] = weights["b_enc"] - taken
+    stored = {
+        name: value.to(value.dtype if name == "threshold" else dtype)
+        for name, value in weights.items()
+    }
+    written = io.BytesIO()  # PyTorch's own errors of a full disk are of no kind one could catch
+    torch.save({k: v.contiguous().clone() for k, v in _written(make, stored).items()}, written)
+    write_bytes(folder / WEIGHTS, written.getvalue())
     class_name, trainer = _CLASSES[make.activation]
     details: dict[str, Any] = {
         "trainer_class": trainer,
@@ -131,13 +141,17 @@ def read(place: Path) -> SAE:
     flat = "W_enc" in tensors.values
     d_in, d_sae = tensors.shape("W_enc", 2) if flat else tensors.shape("encoder.weight", 2)[::-1]
     weights = _weights(tensors, activation, flat=flat, d_in=d_in, d_sae=d_sae)
-    make = Architecture(
-        d_in,
-        d_sae,
-        activation=activation,
-        k=_k(tensors, trainer, path) if activation in ("topk", "batchtopk") else 0,
-        prefixes=_prefixes(tensors),
-        center=activation != "jumprelu",
+    k = _k(tensors, trainer, path) if activation in ("topk", "batchtopk") else 0
+    make = fitting(
+        path,
+        lambda: Architecture(
+            d_in,
+            d_sae,
+            activation=activation,
+            k=k,
+            prefixes=_prefixes(tensors),
+            center=activation != "jumprelu" and name != "AutoEncoderNew",
+        ),
     )
     details = {"dictionary_learning": trainer}
     return SAE(make, origin=Origin(details=details), weights=weights)
@@ -154,12 +168,12 @@ def _weights(
         encoder = tensors.take("encoder.weight", d_sae, d_in)
         decoder = tensors.take("decoder.weight", d_in, d_sae).T
         bias = None if activation == "gated" else tensors.take("encoder.bias", d_sae)
-    names = {"relu": "bias", "gated": "decoder_bias"}
-    found = names.get(activation, "b_dec")
+    biases = ("bias", "decoder_bias", "decoder.bias")
+    found = next((name for name in biases if name in tensors.values), "b_dec")
     weights = {
         "W_enc": encoder.contiguous(),
         "W_dec": decoder.contiguous(),
-        "b_dec": tensors.take("b_dec" if found not in tensors.values else found, d_in),
+        "b_dec": tensors.take(found, d_in),
     }
     if bias is not None:
         weights["b_enc"] = bias
@@ -174,14 +188,19 @@ def _weights(
 
 
 def _k(tensors: Tensors, trainer: dict[str, Any], path: Path) -> int:
-    value = tensors.values.get("k")
-    return int(value) if value is not None else int(want(trainer, "k", int, path))
+    if "k" in tensors.values:
+        return tensors.number("k")
+    return whole(want(trainer, "k", int, path), "k", path)
 
 
 def _prefixes(tensors: Tensors) -> tuple[int, ...]:
     """Return how many latents each prefix of a Matryoshka coder has, none for other coders."""
     sizes = tensors.values.get("group_sizes")
-    return () if sizes is None else tuple(sizes.cumsum(0).tolist())
+    if sizes is None:
+        return ()
+    if sizes.dim() != 1 or sizes.is_floating_point():
+        raise FormatError(f"group_sizes in {tensors.path} is {sizes}; expected whole numbers")
+    return tuple(sizes.cumsum(0).tolist())
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,17 @@ import torch
 from microtome.errors import FormatError
 from microtome.sae.architecture import Architecture
 from microtome.sae.coder import SAE
-from microtome.sae.formats.parts import Tensors
+from microtome.sae.formats.parts import Tensors, fitting
 from microtome.store.atomic import atomic_file
 
 NAME = "gemma-scope"
 WEIGHTS = "params.npz"
+
+_DAMAGES = (
+    *(OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What numpy and zipfile raise on files that are damaged or none of theirs."""
 
 
 def recognizes(place: Path) -> bool:
@@ -49,7 +56,10 @@ def write(coder: SAE, folder: Path, dtype: torch.dtype) -> None:
     }
     if dtype == torch.bfloat16:
         raise FormatError("numpy files hold no bfloat16; write float32 or float16")
-    plain = {name: value.to(dtype).contiguous().numpy() for name, value in arrays.items()}
+    plain = {
+        name: value.to(value.dtype if name == "threshold" else dtype).cpu().contiguous().numpy()
+        for name, value in arrays.items()
+    }
     with atomic_file(folder / WEIGHTS) as temporary, temporary.open("wb") as handle:
         np.savez(handle, allow_pickle=False, **plain)
 
@@ -64,14 +74,17 @@ def read(place: Path) -> SAE:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise FormatError(
             f"cannot read {path}: {error}; expected an .npz of plain arrays, whole"
         ) from error
     tensors = Tensors(path, arrays)
     d_in, d_sae = tensors.shape("W_enc", 2)
     _, d_out = tensors.shape("W_dec", 2)
-    make = Architecture(d_in, d_sae, d_out=d_out, activation="jumprelu", center=False)
+    make = fitting(
+        path,
+        lambda: Architecture(d_in, d_sae, d_out=d_out, activation="jumprelu", center=False),
+    )
     weights = {
         "W_enc": tensors.take("W_enc", d_in, d_sae).T.contiguous(),
         "W_dec": tensors.take("W_dec", d_sae, d_out),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from microtome.errors import ConfigError, FormatError
+from microtome.errors import FormatError
 from microtome.sae.architecture import Architecture
 from microtome.sae.coder import SAE, Origin, weight_shapes
-from microtome.sae.formats.parts import Tensors, read_json, want
+from microtome.sae.formats.parts import Tensors, fitting, read_json, want
 from microtome.store.arrays import save_arrays
 from microtome.store.atomic import write_json
 
@@ -62,15 +63,25 @@ def read(place: Path) -> SAE:
         raise FormatError(
             f"{path} is of version {version}; this microtome reads up to {VERSION}: update it"
         )
-    try:
-        make = Architecture.of(want(config, "architecture", dict, path))
-        origin = want(config, "origin", dict, path)
-        known = Origin(
-            **{**origin, "sources": tuple(origin.get("sources", ()))}
-            | {"targets": tuple(origin.get("targets", ()))}
-        )
-    except (ConfigError, TypeError) as error:
-        raise FormatError(f"{path} describes no coder: {error}") from error
+    described = want(config, "architecture", dict, path)
+    make = fitting(path, lambda: Architecture.of(described))
+    known = _origin(want(config, "origin", dict, path), path)
     tensors = Tensors.read(place / WEIGHTS)
     weights = {name: tensors.take(name, *shape) for name, shape in weight_shapes(make).items()}
     return SAE(make, origin=known, weights=weights)
+
+
+def _origin(values: dict[str, Any], path: Path) -> Origin:
+    """Return the origin that a file states."""
+    for name in ("sources", "targets"):
+        if not all(isinstance(site, str) for site in want(values, name, list, path)):
+            raise FormatError(f"{name} of the origin in {path} are {values[name]}; expected sites")
+    for name, kind in (("model", str), ("fingerprint", str), ("details", dict)):
+        want(values, name, kind, path)
+    return Origin(
+        tuple(values["sources"]),
+        tuple(values["targets"]),
+        values["model"],
+        values["fingerprint"],
+        values["details"],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from microtome.errors import FormatError, SiteError
 from microtome.sae.architecture import Activation, Architecture
 from microtome.sae.coder import SAE, Origin
 from microtome.sae.folding import fold_scale
-from microtome.sae.formats.parts import DTYPES, Tensors, read_json, want
+from microtome.sae.formats.parts import DTYPES, Tensors, fitting, read_json, want, whole
 from microtome.store.arrays import save_arrays
 from microtome.store.atomic import write_json
 from microtome.tracing.aliases import translate
@@ -125,8 +126,10 @@ def _metadata(coder: SAE) -> dict[str, Any]:
         ("hook_name", coder.origin.sources),
         ("hook_name_out", coder.origin.targets),
     ):
-        if sites and (field == "hook_name" or coder.origin.sources != coder.origin.targets):
-            known.setdefault(field, _hook(sites[0]))
+        if not sites or (field == "hook_name_out" and sites == coder.origin.sources):
+            continue
+        if _sites(known.get(field)) != (sites[0],):
+            known[field] = _hook(sites[0])
     known.setdefault("training_architecture", coder.architecture.activation)
     return known
 
@@ -149,17 +152,17 @@ def read(place: Path) -> SAE:
             normalized row by row, which no weights can take over.
     """
     path = place / CONFIG
-    config = _current(read_json(path))
+    config = _current(read_json(path), path)
     name = config.get("architecture", "standard")
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise FormatError(
             f"architecture in {path} is {name!r}; expected one of {', '.join(_ACTIVATIONS)}"
         )
     tensors = Tensors.read(place / WEIGHTS)
-    make = _architecture(config, name, tensors, path)
+    make = fitting(path, lambda: _architecture(config, name, tensors, path))
     weights = _weights(make, tensors)
-    if make.activation in ("topk", "abstopk") and config.get("rescale_acts_by_decoder_norm"):
-        norms = weights["W_dec"].norm(dim=1)
+    if "b_enc" in weights and config.get("rescale_acts_by_decoder_norm"):
+        norms = weights["W_dec"].norm(dim=1).clamp_min(1e-12)
         weights["W_enc"] = weights["W_enc"] * norms[:, None]
         weights["b_enc"] = weights["b_enc"] * norms
         weights["W_dec"] = weights["W_dec"] / norms[:, None]
@@ -168,17 +171,26 @@ def read(place: Path) -> SAE:
     return coder
 
 
-def _current(config: dict[str, Any]) -> dict[str, Any]:
+def _current(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a configuration in the form of version 6, whichever it has."""
-    version = config.get("sae_lens_version") or config.get("metadata", {}).get("sae_lens_version")
-    if version and int(str(version).split(".")[0]) >= 6:
+    metadata = config.get("metadata") or {}
+    want({"metadata": metadata}, "metadata", dict, path)
+    config = {name: value for name, value in config.items() if name != "metadata" or metadata}
+    version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
+    if version and (major := re.match(r"\d+", str(version))) is None:
+        raise FormatError(f"sae_lens_version in {path} is {version!r}; expected one such as 6.0.0")
+    if version and major and int(major[0]) >= 6:
         return config
     names = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
     flat = {names.get(name, name): value for name, value in config.items()}
     kind = flat.get("activation_fn", flat.get("activation_fn_str"))
+    if kind not in (None, "relu", "topk"):
+        raise FormatError(f"activation_fn in {path} is {kind!r}; expected 'relu' or 'topk'")
     if kind == "topk":
         flat["architecture"] = "topk"
-        flat["k"] = flat.get("activation_fn_kwargs", {}).get("k", flat.get("k"))
+        options = flat.get("activation_fn_kwargs") or {}
+        want({"activation_fn_kwargs": options}, "activation_fn_kwargs", dict, path)
+        flat["k"] = options.get("k", flat.get("k"))
     if isinstance(flat.get("normalize_activations"), bool):
         scaled = flat["normalize_activations"]
         flat["normalize_activations"] = "expected_average_only_in" if scaled else "none"
@@ -212,13 +224,19 @@ def _architecture(config: dict[str, Any], name: str, tensors: Tensors, path: Pat
         d_sae,
         d_out=want(config, "d_out", int, path) if transcodes else d_in,
         activation=activation,
-        k=round(want(config, "k", (int, float), path)) if counts else 0,
+        k=whole(want(config, "k", (int, float), path), "k", path) if counts else 0,
         skip="skip" in name,
         center=not transcodes and bool(want(config, "apply_b_dec_to_input", bool, path)),
     )
 
 
 def _weights(make: Architecture, tensors: Tensors) -> dict[str, Tensor]:
+    factor = tensors.values.get("scaling_factor")
+    if factor is not None and not bool((factor == 1).all()):
+        raise FormatError(
+            f"{tensors.path} has a fine-tuned scaling_factor of each latent, which SAELens 6 no "
+            "longer has either; fold it into the weights there"
+        )
     weights = {
         "W_enc": tensors.take("W_enc", make.d_in, make.d_sae).T.contiguous(),
         "W_dec": tensors.take("W_dec", make.d_sae, make.d_out),
@@ -259,9 +277,10 @@ def _fold_normalization(coder: SAE, config: dict[str, Any], place: Path) -> None
         return
     scaler = place / SCALER
     if kind == "expected_average_only_in" and scaler.is_file():
-        scale = read_json(scaler).get("scaling_factor")
-        if scale:
-            fold_scale(coder, float(scale))
+        scale = want(read_json(scaler), "scaling_factor", (int, float), scaler)
+        if not 0 < scale < math.inf:
+            raise FormatError(f"scaling_factor in {scaler} is {scale}; expected a positive number")
+        fold_scale(coder, float(scale))
         return
     if kind == "expected_average_only_in":
         raise FormatError(

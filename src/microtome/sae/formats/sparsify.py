@@ -9,7 +9,7 @@ import torch
 from microtome.errors import FormatError
 from microtome.sae.architecture import Architecture
 from microtome.sae.coder import SAE, Origin
-from microtome.sae.formats.parts import Tensors, read_json, want
+from microtome.sae.formats.parts import Tensors, fitting, read_json, want, whole
 from microtome.store.arrays import save_arrays
 from microtome.store.atomic import write_json
 
@@ -80,14 +80,16 @@ def read(place: Path) -> SAE:
     tensors = Tensors.read(place / WEIGHTS)
     d_in = want(config, "d_in", int, path)
     d_sae, _ = tensors.shape("encoder.weight", 2)
+    if config.get("num_latents") not in (None, 0, d_sae):  # 0: by the expansion factor
+        raise FormatError(
+            f"num_latents in {path} is {config['num_latents']!r}, and encoder.weight has {d_sae}"
+        )
     skip = bool(config.get("skip_connection", False))
-    make = Architecture(
-        d_in,
-        d_sae,
-        activation="topk",
-        k=want(config, "k", int, path),
-        skip=skip,
-        center=not config.get("transcode", False),
+    k = whole(want(config, "k", int, path), "k", path)
+    center = not config.get("transcode", False)
+    make = fitting(
+        path,
+        lambda: Architecture(d_in, d_sae, activation="topk", k=k, skip=skip, center=center),
     )
     weights = {
         "W_enc": tensors.take("encoder.weight", d_sae, d_in),

@@ -58,7 +58,10 @@ def top_examples(
     Raises:
         SelectorError: There is no such latent.
         EmptyDataError: It is never active.
+        ConfigError: A number is out of range.
     """
+    if n < 1:
+        raise ConfigError(f"n={n}; expected 1 or more")
     positions, values = index.require_active(latent)
     order = np.argsort(-np.abs(values), kind="stable")
     contexts = index.context_of(positions)
@@ -109,6 +112,8 @@ def stretch(
     quantile: int | None = None,
 ) -> Example:
     """Return the text around a position of one context, with the latent's activations."""
+    if before < 0 or after < 0:
+        raise ConfigError(f"before={before}, after={after}; expected 0 or more")
     context = int(index.context_of(np.array([position]))[0])
     start = max(int(index.contexts[context]), position - before)
     end = min(int(index.contexts[context + 1]), position + after + 1)

@@ -177,22 +177,38 @@ class LatentIndex:
 
         place = Path(folder)
         manifest = read_json(place / MANIFEST)
-        if manifest.get("format") != FORMAT or want(manifest, "version", int, place) > VERSION:
+        if (
+            manifest.get("format") != FORMAT
+            or want(manifest, "version", int, place / MANIFEST) > VERSION
+        ):
             raise FormatError(
                 f"{place / MANIFEST} is {manifest.get('format')!r} version "
                 f"{manifest.get('version')!r}; expected {FORMAT!r} up to version {VERSION}"
             )
-        tokens = load_arrays(place / TOKENS)
-        sparse = [Sparse(**load_arrays(place / name)) for name in (BY_TOKEN, BY_LATENT)]
         d_sae = want(manifest, "d_sae", int, place / MANIFEST)
-        rows = (len(tokens["ids"]), d_sae)
-        for part, size in zip(sparse, rows, strict=True):
-            if len(part.offsets) != size + 1 or part.offsets[-1] != len(part.values):
-                raise FormatError(
-                    f"{place} holds {len(part.offsets) - 1} rows with {len(part.values)} entries "
-                    f"where {size} rows were expected; build the index again"
-                )
+        tokens = _arrays(place / TOKENS, ("ids", "contexts", "documents", "special"))
+        size = len(tokens["ids"])
+        sparse = [
+            Sparse(**_arrays(place / name, ("offsets", "numbers", "values")))
+            for name in (BY_TOKEN, BY_LATENT)
+        ]
+        whole = (
+            len(tokens["special"]) == size
+            and len(tokens["documents"]) + 1 == len(tokens["contexts"])
+            and _bounds(tokens["contexts"], size)
+            and _fits(sparse[0], size, d_sae)
+            and _fits(sparse[1], d_sae, size)
+            and len(sparse[0].values) == len(sparse[1].values)
+        )
+        if not whole:
+            raise FormatError(
+                f"the files in {place} do not fit together: {size} tokens, {d_sae} latents, "
+                f"{len(sparse[0].values)} and {len(sparse[1].values)} entries; build the index "
+                "again"
+            )
         names = want(manifest, "vocabulary", dict, place / MANIFEST)
+        if not all(i.isdecimal() and isinstance(text, str) for i, text in names.items()):
+            raise FormatError(f"vocabulary in {place / MANIFEST} maps other than ids to texts")
         return cls(
             **tokens,
             by_token=sparse[0],
@@ -216,3 +232,27 @@ class LatentIndex:
                 "choose another latent or index more text"
             )
         return positions, values
+
+
+def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Read the arrays of a file, which must have these names and one axis each."""
+    found = load_arrays(path)
+    if set(found) != set(names) or any(array.ndim != 1 for array in found.values()):
+        raise FormatError(
+            f"{path} holds {', '.join(found) or 'nothing'}; expected rows of {', '.join(names)}"
+        )
+    return found
+
+
+def _bounds(offsets: NDArray[Any], total: int) -> bool:
+    """Return whether offsets grow from 0 to a total."""
+    ends = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == total
+    return bool(ends and (np.diff(offsets) >= 0).all())
+
+
+def _fits(rows: Sparse, n_rows: int, columns: int) -> bool:
+    """Return whether offsets and columns are within their bounds."""
+    fits = len(rows.offsets) == n_rows + 1 and len(rows.numbers) == len(rows.values)
+    if not fits or not _bounds(rows.offsets, len(rows.values)):
+        return False
+    return not len(rows.numbers) or bool(rows.numbers.min() >= 0 and rows.numbers.max() < columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def index(
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         trace = model.trace([pieces[i].ids for i in part], capture=list(sources), logits=None)
-        values = values_at(trace, sources)
+        values = values_at(trace, sources, coder)
         if values.shape[-1] != coder.d_in:
             raise ShapeError(
                 f"the sites are {values.shape[-1]} wide in this model and the coder expects "
@@ -78,7 +78,13 @@ def index(
         for i, rows in zip(part, _by_context(latents, kept, trace.mask.bool().cpu()), strict=True):
             found[i] = rows
         progress.step(min(start + batch_size, len(order)), len(order), "text")
-    return _assembled(model, coder, pieces, [f for f in found if f is not None])
+    return _assembled(
+        model,
+        coder,
+        pieces,
+        [f for f in found if f is not None],
+        {"text": documents.sha256, "context": context},
+    )
 
 
 def _by_context(
@@ -101,7 +107,11 @@ def _by_context(
 
 
 def _assembled(
-    model: Model, coder: SAE, pieces: list[Context], latents: list[SparseLatents]
+    model: Model,
+    coder: SAE,
+    pieces: list[Context],
+    latents: list[SparseLatents],
+    settings: dict[str, Any],
 ) -> LatentIndex:
     joined = SparseLatents.join(latents)
     rows = Sparse(
@@ -126,6 +136,7 @@ def _assembled(
             "fingerprint": model.fingerprint,
             "sources": list(coder.origin.sources),
             "coder": sha256_arrays(weights),
+            **settings,
         },
         vocabulary=dict(zip(np.unique(ids).tolist(), names, strict=False)),
     )

@@ -79,7 +79,7 @@ class Dashboard:
         found = self.explained.get(number)
         title = f"Latent {number}"
         if found is not None and found.explanation.rules:
-            title += f": {found.explanation.text}"
+            title += f": {_short(found.explanation.text)}"
         sections = [
             Section("Where it is most active", (_strips(top_examples(index, number, n=12)),)),
             Section("When it is active", self._explanation(number)),
@@ -104,8 +104,13 @@ class Dashboard:
         Args:
             latents: Which latents to list, in order.
             examples: Strongest examples shown of each.
+
+        Raises:
+            SelectorError: There is no such latent.
         """
         index = self.index
+        for number in latents:
+            index.positions(number)
         alive = int((index.counts > 0).sum())
         sites = ", ".join(self.coder.origin.sources)
         sections = [
@@ -145,8 +150,7 @@ class Dashboard:
             Heading("How well this predicts it on other text"),
             Table(("", "simulation", "detection", "balanced accuracy", "fuzzing"), rows),
             Details("What the scores mean", (SCORES,)),
-            f"The intruder test, which needs no explanation, finds the odd context among five in "
-            f"{found.intruder:.0%} of the cases; chance is 20 %.",
+            _intruder(found.intruder),
         ]
 
     def _strength(self, number: int) -> list[Block]:
@@ -213,7 +217,7 @@ class Dashboard:
 
     def _words(self, number: int) -> str:
         found = self.explained.get(number)
-        return found.explanation.text if found is not None else ""
+        return _short(found.explanation.text) if found is not None else ""
 
     def _quality(self) -> list[Block]:
         if self.evaluation is None:
@@ -277,6 +281,24 @@ class Dashboard:
             ("coder", str(details.get("coder", ""))[:16]),
             ("tokens", f"{self.index.n_tokens:,}"),
         ]
+
+
+def _intruder(share: float) -> str:
+    """Return what the intruder test gave, in words."""
+    if np.isnan(share):
+        return "The intruder test was not made: it needs four active tokens and one that is not."
+    return (
+        f"The intruder test, which needs no explanation, finds the odd context among five in "
+        f"{share:.0%} of the cases; chance is 20 %."
+    )
+
+
+def _short(text: str, most: int = 160) -> str:
+    """Return a text that fits a headline; code marks stay paired."""
+    if len(text) <= most:
+        return text
+    cut = text[:most].rstrip()
+    return cut + ("`" if cut.count("`") % 2 else "") + " …"
 
 
 def _strips(examples: Sequence[Example], limit: float | None = None) -> TokenStrips:

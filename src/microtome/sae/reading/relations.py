@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microtome.errors import EmptyDataError, ModelSupportError
+from microtome.errors import ConfigError, EmptyDataError, ModelSupportError, SelectorError
 from microtome.sae.reading.index import LatentIndex
 
 if TYPE_CHECKING:
     from microtome.sae.coder import SAE
     from microtome.tracing.model import Model
+
+
+_INSIDE = re.compile(r"(.*\.)?(attn|mlp)\.(?!out$).*|final\..*|logits")
+"""Sites whose values are not added to the residual stream, even where they are as wide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +51,15 @@ def co_occurring(
     Raises:
         SelectorError: There is no such latent.
         EmptyDataError: It is never active.
+        ConfigError: There is no such measure.
     """
     positions, _ = index.require_active(latent)
     rows = [index.by_token.row(int(p))[0] for p in positions]
     together = np.bincount(np.concatenate(rows), minlength=index.d_sae).astype(np.float64)
     together[latent] = 0
     counts = index.counts.astype(np.float64)
+    if measure not in ("jaccard", "pmi"):
+        raise ConfigError(f"measure is {measure!r}; expected 'jaccard' or 'pmi'")
     if measure == "pmi":
         expected = counts * len(positions) / max(1, index.n_tokens)
         enough = together >= 2
@@ -64,7 +72,12 @@ def co_occurring(
 
 
 def neighbors(coder: SAE, latent: int, *, n: int = 10) -> Relation:
-    """Return the latents whose decoder directions are most like one's, by cosine."""
+    """Return the latents whose decoder directions are most like one's, by cosine.
+
+    Raises:
+        SelectorError: There is no such latent.
+    """
+    _require_latent(coder, latent)
     rows = torch.nn.functional.normalize(coder.weights["W_dec"].detach().double(), dim=1)
     cosine = rows @ rows[latent]
     cosine[latent] = 0
@@ -79,12 +92,21 @@ def logit_effects(model: Model, coder: SAE, latent: int) -> Tensor:
     over tokens taken away; the scale of the final norm, which depends on the input, is left out.
 
     Raises:
-        ModelSupportError: The model has no unembedding, or the latent writes another width.
+        ModelSupportError: The model has no unembedding, or the latent does not write to the
+            residual stream.
+        SelectorError: There is no such latent.
     """
+    _require_latent(coder, latent)
     weights = model.weights.view(fold_norm=True)
     direction = coder.weights["W_dec"][latent].detach()
     slices = coder.architecture.target_slices
     last = direction[slices[-1]]
+    for site in coder.origin.targets[-1:]:
+        if _INSIDE.fullmatch(site):
+            raise ModelSupportError(
+                f"the latent writes to {site}, which is not the residual stream; logit effects "
+                "need a coder of the stream, or of what a block's part adds to it"
+            )
     unembedding = weights.W_U
     if unembedding.shape[0] != last.shape[0]:
         raise ModelSupportError(
@@ -109,17 +131,30 @@ def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 
     positions, values = index.require_active(latent)
     n_tokens = max(1, index.n_tokens)
     mean = values.sum(dtype=np.float64) / n_tokens
-    spread = np.sqrt(np.square(values, dtype=np.float64).sum() / n_tokens - mean**2)
+    square = np.square(values, dtype=np.float64).sum() / n_tokens
+    spread = np.sqrt(_variance(np.asarray(square), np.asarray(mean)))
     theirs = other.matrix()
     products = theirs[positions].T @ values.astype(np.float64)
     sums = np.asarray(theirs.sum(axis=0, dtype=np.float64)).ravel()
     squares = np.asarray(theirs.multiply(theirs).sum(axis=0, dtype=np.float64)).ravel()
-    variance = np.maximum(squares / n_tokens - (sums / n_tokens) ** 2, 0)
+    variance = _variance(squares / n_tokens, sums / n_tokens)
     covariance = products / n_tokens - mean * sums / n_tokens
-    scores = covariance / np.maximum(np.sqrt(variance) * spread, 1e-12)
+    scale = np.sqrt(variance) * spread
+    scores = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
     if other.details.get("coder") == index.details.get("coder"):
         scores[latent] = 0
     return _strongest(scores, n)
+
+
+def _require_latent(coder: SAE, latent: int) -> None:
+    if not 0 <= latent < coder.d_sae:
+        raise SelectorError(f"there is no latent {latent}; there are {coder.d_sae} from 0")
+
+
+def _variance(square: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return variances, 0 where nothing but the rounding of float32 values is left of one."""
+    found = square - mean**2
+    return np.where(found > 1e-10 * square, found, 0)
 
 
 def _strongest(scores: NDArray[np.float64], n: int) -> Relation:

@@ -244,7 +244,7 @@ def _dense(index: LatentIndex, latent: int) -> NDArray[np.float64]:
 
 
 def _largest(index: LatentIndex, predicted: NDArray[np.float64], context: int) -> float:
-    return float(predicted[index.contexts[context] : index.contexts[context + 1]].max())
+    return float(np.abs(predicted[index.contexts[context] : index.contexts[context + 1]]).max())
 
 
 def _auc(heights: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
@@ -276,7 +276,7 @@ def _fuzzing(
     if not n:
         return NAN
     right, wrong = stream.permutation(marked)[:n], stream.permutation(wrong)[:n]
-    said = predicted[np.concatenate([right, wrong])] > 0
+    said = predicted[np.concatenate([right, wrong])] != 0
     return _balanced(said, np.arange(2 * n) < n)
 
 
