@@ -41,7 +41,11 @@ def test_a_base_that_is_neither_run(run: Callable[[Any], object], base: str) -> 
         ("mlp.out", "neuron", "mlp.out has no neurons"),
         ("mlp.act", "head", "mlp.act has no heads"),
         ("attn.z", "neuron", "attn.z has no neurons"),
-        ("resid_pre", "layer", "over='layer'; expected one of pos, role, head, neuron, all"),
+        (
+            "resid_pre",
+            "layer",
+            "over='layer'; expected one of pos, role, head, neuron, latent, all",
+        ),
     ],
 )
 def test_an_axis_that_a_site_does_not_have(site: str, over: Any, message: str) -> None:

@@ -242,6 +242,21 @@ def test_gradients_against_differences(site: str) -> None:
         m.gradients(lambda lo, le: lo.sum(), site, prompts)
 
 
+def test_gradients_at_a_part_of_a_site_are_those_of_the_whole() -> None:
+    m = model()
+
+    def metric(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1, 7]
+
+    part, rows = "blocks.0.attn.z[head=1]", "blocks.*.mlp.act[neuron=3,5][pos=-1]"
+    found = m.gradients(metric, [part, rows, "attn.z", "mlp.act"], TOKENS)
+    whole = found["blocks.0.attn.z"][:, :, 1:2]
+    torch.testing.assert_close(found[part], whole, rtol=0, atol=0)
+    assert float(whole.abs().max()) > 0
+    one = found["blocks.1.mlp.act[neuron=3,5][pos=-1]"]
+    torch.testing.assert_close(one, found["blocks.1.mlp.act"][:, -1:, [3, 5]], rtol=0, atol=0)
+
+
 def test_a_twin_is_restored_bit_for_bit() -> None:
     m = model()
     before = m.fingerprint

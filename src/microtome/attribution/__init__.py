@@ -10,6 +10,7 @@ _NAMES = {
     "CorpusActivations": "microtome.attribution.maximization_results:CorpusActivations",
     "DirectAttribution": "microtome.attribution.results:DirectAttribution",
     "InputAttribution": "microtome.attribution.results:InputAttribution",
+    "LatentEffects": "microtome.attribution.latents:LatentEffects",
     "LogitLens": "microtome.attribution.results:LogitLens",
     "Maximization": "microtome.attribution.maximization_results:Maximization",
     "NeuronEffects": "microtome.attribution.neurons:NeuronEffects",
@@ -27,6 +28,7 @@ _NAMES = {
     "optimize_tokens": "microtome.attribution.evolution:optimize_tokens",
     "search_corpus": "microtome.attribution.corpus:search_corpus",
     "support_at_both_ends": "microtome.attribution.patching:support_at_both_ends",
+    "top_latents": "microtome.attribution.latents:top_latents",
     "top_neurons": "microtome.attribution.neurons:top_neurons",
     "unit": "microtome.attribution.units:unit",
 }

@@ -91,7 +91,7 @@ def search_units(
     """Find where in a corpus each of several units is most active, in one reading."""
     _check(model, window, top)
     records = [_Record(u, top) for u in units]
-    windows = list(_windows(corpus, window))
+    windows = list(windows_of(corpus, window))
     # rows of like length share a pass, so that few positions are padding
     windows.sort(key=lambda w: -len(w.ids))
     for start in range(0, len(windows), batch_size):
@@ -167,7 +167,7 @@ def with_cross_entropy(model: Model, unit: Unit, found: ActivatingText) -> Activ
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """Some tokens of a text: those from ``fresh`` on are read, the others are context."""
 
     text: int
@@ -183,9 +183,9 @@ class _Record:
         self.unit = unit
         self.values: list[np.ndarray] = []
         self._top = top
-        self._best: list[tuple[float, int, int, _Window]] = []
+        self._best: list[tuple[float, int, int, Window]] = []
 
-    def take(self, window: _Window, values: np.ndarray) -> None:
+    def take(self, window: Window, values: np.ndarray) -> None:
         """Note the activations at a window's fresh tokens."""
         self.values.append(values)
         place = int(values.argmax())
@@ -197,19 +197,20 @@ class _Record:
         else:
             heapq.heappushpop(self._best, entry)
 
-    def best(self) -> list[tuple[float, _Window, int]]:
+    def best(self) -> list[tuple[float, Window, int]]:
         """Return activation, window and place of the best token inside it, best first."""
         ordered = sorted(self._best, key=lambda e: e[:3], reverse=True)
         return [(value, w, -place - w.start) for value, _, place, w in ordered]
 
 
-def _windows(corpus: Sequence[Sequence[int]], window: int) -> Iterator[_Window]:
+def windows_of(corpus: Sequence[Sequence[int]], window: int) -> Iterator[Window]:
+    """Yield windows of some texts, which overlap by half; each token is fresh in one of them."""
     half = window // 2
     for number, ids in enumerate(corpus):
         read, start = 0, 0
         while read < len(ids):
             stop = min(start + window, len(ids))
-            yield _Window(number, start, read - start, tuple(ids[start:stop]))
+            yield Window(number, start, read - start, tuple(ids[start:stop]))
             read, start = stop, stop - half
 
 

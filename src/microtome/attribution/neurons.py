@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from microtome.attribution.confirmed import Confirmed
 from microtome.attribution.patching import integrated, single_row, slopes_of
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import Provenance, collect
-from microtome.core.stats import Interval, cluster_ratio_bootstrap
 from microtome.errors import ConfigError, EmptyDataError, ModelSupportError
-from microtome.store.results import Result
 from microtome.sweeps.planning import sweep
 from microtome.tracing.catalog import require_anatomy
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronEffects(Result):
+class NeuronEffects(Confirmed):
     """What the neurons with the largest attribution do when each of them alone is patched.
 
     Attributes:
@@ -59,39 +58,11 @@ class NeuronEffects(Result):
     certificate: Mapping[str, Any]
     provenance: Provenance | None = None
 
-    @property
-    def agreement(self) -> float:
-        """Pearson correlation of the estimates with the exact mean changes."""
-        exact = (self.values - self.base[:, None]).mean(0)
-        if len(exact) < 2 or not exact.std() or not self.estimated.std():
-            return float("nan")
-        return float(np.corrcoef(self.estimated, exact)[0, 1])
-
-    def interval(self, number: int, *, seed: int = 0) -> Interval:
-        """Return the exact effect of one of them, as a share of the way, with its interval."""
-        return cluster_ratio_bootstrap(
-            self.values[:, number] - self.base,
-            self.source - self.base,
-            np.array(self.clusters),
-            seed=seed,
-        )
-
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each neuron: estimated and exact effect, with its interval."""
         import pandas as pd
 
-        span = float((self.source - self.base).mean()) or float("nan")
-        found = [self.interval(n) for n in range(len(self.neurons))]
-        return pd.DataFrame(
-            {
-                "layer": self.layers,
-                "neuron": self.neurons,
-                "estimated": self.estimated / span,
-                "effect": [i.value for i in found],
-                "low": [i.low for i in found],
-                "high": [i.high for i in found],
-            }
-        )
+        return pd.DataFrame({"layer": self.layers, "neuron": self.neurons, **self.effects()})
 
 
 def neuron_attribution(
@@ -130,6 +101,32 @@ def neuron_attribution(
     places = [(layer, info.name) for layer, info in seen.items() if info.readable and info.writable]
     if not places:
         raise ModelSupportError("No block shows the activations of its neurons (mlp.act).")
+    return mean_effects(model, chosen, examples, places, base, steps, batch_size)
+
+
+def mean_effects(
+    model: Model,
+    chosen: LastTokenMetric,
+    examples: Examples,
+    places: list[tuple[int, str]],
+    base: str,
+    steps: int,
+    batch_size: int,
+) -> dict[int, np.ndarray]:
+    """Estimate the effect of patching every neuron or latent, as a mean over the examples.
+
+    Args:
+        model: A transformer.
+        chosen: The metric.
+        examples: Examples prepared for it.
+        places: Block and site of neurons or latents.
+        base: The run that is patched.
+        steps: Steps of integrated gradients, 1 for plain gradients.
+        batch_size: Examples per pass.
+
+    Returns:
+        By block, the mean change of the metric ``[unit]``.
+    """
     totals = {layer: np.zeros(0) for layer, _ in places}
     for chunk in (examples.take(p) for p in batches(examples, batch_size, model=model)):
         for layer, effects in _effects(model, chosen, chunk, places, base, steps).items():

@@ -18,8 +18,14 @@ from microtome.tracing.sites import Site, Span, at
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
 
-_PARTS = ("head", "neuron", "expert")
-_PART_OF = {"head": "head", "kv_head": "head", "neuron": "neuron", "expert": "expert"}
+_PARTS = ("head", "neuron", "expert", "latent")
+_PART_OF = {
+    "head": "head",
+    "kv_head": "head",
+    "neuron": "neuron",
+    "expert": "expert",
+    "latent": "latent",
+}
 _VECTORS = frozenset({"d_model", "d_head", "vocab"})
 
 
@@ -29,7 +35,8 @@ class Unit:
 
     Attributes:
         site: One block's (or the model's) site with its selector: ``blocks.2.mlp.act[neuron=5]``,
-            ``blocks.1.attn.z[head=3]``, ``blocks.3.resid_post``. On a ``module:`` site
+            ``blocks.1.attn.z[head=3]``, ``blocks.3.resid_post``, or
+            ``blocks.3.resid_post/NAME[latent=5]`` of an attached codec. On a ``module:`` site
             ``[neuron=k]`` is the last axis (for images the channel, axis 1).
         direction: A direction of the last axis, taken as it is; None for neurons, and for heads
             that are read by their Euclidean norm.
@@ -62,7 +69,7 @@ class Unit:
         """
         if self.in_module and self.site.neuron is not None:
             return value[..., one(self.site, "neuron", value.shape[-1])]
-        if self.site.axes[-1:] in (("neuron",), ("expert",)):
+        if self.site.axes[-1:] in (("neuron",), ("expert",), ("latent",)):
             return value[..., 0]
         vector = value[:, :, 0] if value.ndim == 4 else value
         if self.direction is None:
@@ -84,11 +91,11 @@ def unit(
 ) -> Unit:
     """Return the unit that a site with a selector, or a site and a direction, stand for.
 
-    A latent of a sparse autoencoder is ``direction`` = its encoder's row and ``offset`` = its bias:
-    its activation before the nonlinearity.
+    A latent of a sparse autoencoder is a unit of the attached codec, or, before its nonlinearity,
+    ``direction`` = its encoder's row and ``offset`` = its bias.
 
     Args:
-        site: A site of one block that selects one neuron, one expert or one head, or a stream.
+        site: A site of one block that selects one neuron, expert, latent or head, or a stream.
         direction: For streams and heads; the activation is the product with it.
         offset: Added to that product.
 

@@ -80,12 +80,12 @@ class Ablator(CircuitRunner[frozenset[str]]):
             if not bool(mask.all()):
                 site = f"blocks.{layer}.attn.z"
                 rows = mask.repeat_interleave(count, 0)[:, None, :, None]
-                found.append(at(site).apply(_mix(rows, group.instead.get(site), len(cuts))))
+                found.append(at(site).apply(mixed(rows, group.instead.get(site), len(cuts))))
         for layer, mask in mlps.items():
             if not bool(mask.all()):
                 site = f"blocks.{layer}.mlp.out"
                 rows = mask.repeat_interleave(count, 0)[:, None, None]
-                found.append(at(site).apply(_mix(rows, group.instead.get(site), len(cuts))))
+                found.append(at(site).apply(mixed(rows, group.instead.get(site), len(cuts))))
         return found
 
 
@@ -95,12 +95,19 @@ def _sites(model: Model) -> list[str]:
     return sites + [f"blocks.{n}.mlp.out" for n, b in enumerate(blocks) if b.mlp is not None]
 
 
-def _mix(
+def mixed(
     keep: torch.Tensor, instead: torch.Tensor | None, copies: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function that keeps a value where asked and replaces the rest."""
+    """Return a function that keeps a value where asked and replaces the rest.
 
-    def mixed(value: torch.Tensor) -> torch.Tensor:
+    Args:
+        keep: Where it is kept, of a shape that broadcasts to it; circuits outermost in its rows.
+        instead: What stands in for it elsewhere, for one circuit or the same for all; nothing for
+            None.
+        copies: Number of circuits.
+    """
+
+    def change(value: torch.Tensor) -> torch.Tensor:
         mask = keep.to(value.device)
         if instead is None:
             return torch.where(mask, value, torch.zeros_like(value))
@@ -109,4 +116,4 @@ def _mix(
         )
         return torch.where(mask, value, other.to(value.dtype))
 
-    return mixed
+    return change

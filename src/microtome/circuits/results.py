@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from microtome.circuits.parts import Scores
     from microtome.views import CircuitDiagram
 
-Level = Literal["node", "edge"]
+Level = Literal["node", "latent", "edge"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,9 @@ class Circuit(Result, version=2):
         parts: The parts that belong to it, in the order of the universe.
         universe: All parts of the model.
         method: How it was found.
-        level: ``node`` (parts are ``a0.h1`` and ``m2``) or ``edge`` (``a0.h1->m2``,
-            ``a0.h1->a1.h0<q>``).
+        level: ``node`` (parts are ``a0.h1`` and ``m2``), ``latent``
+            (``blocks.3.resid_post/NAME[latent=17]``, ``blocks.3.resid_post/NAME.error``) or
+            ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``).
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """

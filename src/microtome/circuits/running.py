@@ -94,7 +94,7 @@ class CircuitRunner(ABC, Generic[Cut]):
         self._references = References(
             model, examples, sites, ablation=ablation, reference=reference
         )
-        self._restarts = not _restart_reason(model)
+        self._restarts = not (_restart_reason(model) or self._apart())
         self._groups = [self._group(places) for places in self._batches()]
         known = _agreed.of(model.module, dict)
         if self._restarts and not self._known_to_agree(known):
@@ -216,10 +216,18 @@ class CircuitRunner(ABC, Generic[Cut]):
         return self.model.tail(last, ends[rows].unsqueeze(1))
 
     def _known_to_agree(self, known: dict[str, bool]) -> bool:
-        key = f"{self.level} {self.ablation}"
+        key = self._kind()
         if key not in known:
             known[key] = self._agrees()
         return known[key]
+
+    def _kind(self) -> str:
+        """Return what a finding about restarted passes holds for."""
+        return f"{self.level} {self.ablation}"
+
+    def _apart(self) -> str:
+        """Return why passes over these parts cannot be restarted, empty where they can."""
+        return ""
 
     def _agrees(self) -> bool:
         """Return whether restarted, padded passes give what a whole pass of one prompt gives."""

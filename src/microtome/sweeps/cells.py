@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from microtome.errors import SweepError
-from microtome.tracing.sites import BLOCK_SITES, Site
+from microtome.tracing.sites import Site
+from microtome.tracing.vocabulary import axes_of, is_latents
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -29,6 +30,12 @@ GROUPED = ("attn.k", "attn.v", "attn.in.k", "attn.in.v")
 SWEPT = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out", "mlp.act", *HEADS)
 """Sites that can be swept."""
 
+SINGLE = ("neuron", "latent")
+"""Axes whose entries are cells of their own."""
+
+UNITS = ("head", *SINGLE)
+"""Axes of a grid that count units of a site rather than positions."""
+
 WHOLE = -1
 """Unit of a cell that takes the whole site."""
 
@@ -39,7 +46,7 @@ class Cell:
 
     Attributes:
         layer: The block.
-        unit: Head or neuron, ``WHOLE`` for neither.
+        unit: Head, neuron or latent, ``WHOLE`` for none of them.
         place: Position, name of a role, or None for all positions.
     """
 
@@ -91,10 +98,10 @@ def canonical(value: torch.Tensor, name: str, heads: int) -> torch.Tensor:
     """
     if name in PORTS:
         return value.unsqueeze(2).expand(-1, -1, heads, -1)
-    axes = BLOCK_SITES[name]
+    axes = axes_of(name)
     if "query" in axes:
         return value.transpose(1, 2)
-    if axes[2] == "neuron":
+    if axes[2] in SINGLE:
         return value.unsqueeze(-1)
     return value if value.ndim == 4 else value.unsqueeze(2)
 
@@ -126,6 +133,7 @@ def intervention(
         (cell.layer,),
         head=unit if name in HEADS else None,
         neuron=unit if name == "mlp.act" else None,
+        latent=unit if is_latents(name) else None,
     )
     chosen = [m.nonzero()[:, 0].tolist() for m in mask]
     longest = max(len(c) for c in chosen)

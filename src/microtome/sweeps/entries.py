@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from microtome.models import hf
-from microtome.sweeps.cells import WHOLE, Cell, intervention
+from microtome.sweeps.cells import SINGLE, WHOLE, Cell, intervention
 from microtome.sweeps.groups import Group, half
+from microtome.sweeps.latents import codec_change, written_at
 from microtome.sweeps.schedule import Wave
 from microtome.tracing.replay import BaseRun
-from microtome.tracing.sites import BLOCK_SITES, Site
+from microtome.tracing.sites import Site
+from microtome.tracing.vocabulary import axes_of, codec_of
 
 if TYPE_CHECKING:
     from microtome.sweeps.plans import Plan
@@ -97,11 +99,16 @@ def _changed(
     """Return a stream with the cells' values put in, or what they change of a write added."""
     where = where.to(stream.device).unsqueeze(-1)
     old = group.old[layer]
+    units = torch.tensor([cell.unit for cell in cells])
+    if codec_of(plan.site):
+        change = codec_change(plan, group, layer, units, rows, where[..., 0], first)
+        change = _written(plan, layer, WHOLE, change.unsqueeze(2))
+        moved = stream + torch.where(where, change, torch.zeros_like(change))
+        return moved.to(stream.dtype)
     if plan.site.startswith("resid"):
         new = group.new[layer][rows, first:, 0] if group.new else torch.zeros_like(stream)
         return torch.where(where, new.to(stream.dtype), stream)
     delta = torch.zeros_like(stream)
-    units = torch.tensor([cell.unit for cell in cells])
     for unit in sorted(set(units.tolist())):
         own = torch.nonzero(units == unit)[:, 0]
         at = slice(None) if unit == WHOLE else slice(unit, unit + 1)
@@ -113,22 +120,22 @@ def _changed(
 
 def _written(plan: Plan, layer: int, unit: int, change: torch.Tensor) -> torch.Tensor:
     """Return what a change ``[run, pos, unit, size]`` at the site adds to the stream."""
-    anatomy = plan.model.anatomy
-    if plan.site in ("attn.out", "mlp.out") or anatomy is None:
+    anatomy, site = plan.model.anatomy, written_at(plan, layer)
+    if site.startswith("resid") or site in ("attn.out", "mlp.out") or anatomy is None:
         return change[:, :, 0]
     block = anatomy.blocks[layer]
     attention, mlp = block.attention, block.mlp
-    if plan.site == "attn.z" and attention is not None:
+    if site == "attn.z" and attention is not None:
         path, scale, units = attention.out_proj, attention.scale, attention.n_heads
     elif mlp is not None:
         path, scale, units = mlp.down, mlp.scale, mlp.d_mlp
     else:
-        raise ValueError(f"block {layer} has no {plan.site}")
+        raise ValueError(f"block {layer} has no {site}")
     weight = hf.projection_weight(plan.model.module.get_submodule(path or "")).detach()
     weight = weight.unflatten(0, (units, -1))
     if unit != WHOLE:
         weight = weight[unit : unit + 1]
-    written: torch.Tensor = change.flatten(2) @ weight.flatten(0, 1)
+    written: torch.Tensor = change.flatten(2).to(weight.dtype) @ weight.flatten(0, 1)
     return written if scale == 1.0 else scale * written
 
 
@@ -182,7 +189,7 @@ def _writer(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function that writes chosen entries into a site's value."""
     row, pos, unit, number = index
-    axes = BLOCK_SITES[site]
+    axes = axes_of(site)
     axis = axes.index("query") if "query" in axes else 1
 
     def write(value: torch.Tensor) -> torch.Tensor:
@@ -193,7 +200,7 @@ def _writer(
         changed = value.clone()
         whole = u == WHOLE
         view = changed.transpose(1, 2) if "query" in axes else changed
-        if len(axes) == 3 and axes[2] != "neuron":
+        if len(axes) == 3 and axes[2] not in SINGLE:
             view[n, local] = _values(group, layer, r, p, None).to(value)
             return changed
         view[n[whole], local[whole]] = (

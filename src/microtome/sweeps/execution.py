@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from microtome.behaviors.evaluate import batches
-from microtome.sweeps.cells import intervention
+from microtome.sweeps.cells import SINGLE, intervention
 from microtome.sweeps.entries import Part, inside, parts_of
 from microtome.sweeps.groups import Group
 from microtome.sweeps.rows import Row, row_values
 from microtome.sweeps.schedule import Wave
 from microtome.tracing.replay import Entry, wave
+from microtome.tracing.vocabulary import axes_of
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
@@ -114,11 +115,12 @@ def _original(group: Group, layer: int, row: int, site: str) -> torch.Tensor | N
     if not group.new:
         return None
     value = group.new[layer][row : row + 1]
-    if site == "attn.pattern":
+    axes = axes_of(site)
+    if "query" in axes:
         return value.transpose(1, 2)
-    if site == "mlp.act":
+    if axes[2] in SINGLE:
         return value[..., 0]
-    return value if site.startswith("attn.") and site != "attn.out" else value[:, :, 0]
+    return value if len(axes) == 4 else value[:, :, 0]
 
 
 def _whole_passes(

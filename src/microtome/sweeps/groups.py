@@ -12,10 +12,12 @@ import torch
 from microtome.behaviors.examples import Examples
 from microtome.models.probe import first_tensor
 from microtome.sweeps.cells import GROUPED, WHOLE, Cell, canonical, mask_of, read_at
+from microtome.sweeps.latents import written_at
 from microtome.sweeps.recording import both_runs
 from microtome.sweeps.rows import Reader, Row
 from microtome.tracing.condition import Remembered
 from microtome.tracing.replay import BaseRun
+from microtome.tracing.vocabulary import codec_of
 
 if TYPE_CHECKING:
     from microtome.models.anatomy import BlockAnatomy
@@ -132,12 +134,14 @@ def _canonical(plan: Plan, value: torch.Tensor, layer: int) -> torch.Tensor:
 
 def _mode(plan: Plan, layer: int) -> Mode:
     """Return where a change of the swept site may enter in one block."""
-    site = plan.site
-    if site in ("resid_pre", "resid_post"):
+    site, coded = written_at(plan, layer), bool(codec_of(plan.site))
+    if site in ("resid_pre", "resid_post") and not coded:
         return "set"
     anatomy = plan.model.anatomy
     if "low" not in plan.rules or anatomy is None:
         return "inside"
+    if site in ("resid_pre", "resid_post"):
+        return "set" if site == "resid_pre" else "after"
     block = anatomy.blocks[layer]
     adds_up = block.placement in ("sequential", "parallel")
     attention, mlp = block.attention, block.mlp

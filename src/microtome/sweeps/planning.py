@@ -17,14 +17,32 @@ from microtome.errors import (
     SweepError,
     nearest,
 )
-from microtome.sweeps.cells import GROUPED, HEADS, SWEPT, WHOLE, Cell, Operation, read_at
+from microtome.sweeps.cells import (
+    GROUPED,
+    HEADS,
+    SINGLE,
+    SWEPT,
+    UNITS,
+    WHOLE,
+    Cell,
+    Operation,
+    read_at,
+)
 from microtome.sweeps.cost import bytes_of_token
 from microtome.sweeps.execution import means_of
+from microtome.sweeps.latents import (
+    Units,
+    chosen_latents,
+    directions_of,
+    rows_together,
+    split_reason,
+)
 from microtome.sweeps.plans import Plan
 from microtome.sweeps.rows import Row, SweepMetric, rows_of
 from microtome.sweeps.rules import Rule, choose
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.sites import Site, at, resolve_index
+from microtome.tracing.vocabulary import codec_of, is_latents
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +57,7 @@ MOST_TOKENS = 4096
 PER_GROUP = 32
 """Rows that are recorded together at most."""
 
-Over = Literal["pos", "role", "head", "neuron", "all"]
-
-Neurons = Sequence[int] | Mapping[int, Sequence[int]]
-"""Neurons of every block, or by block."""
+Over = Literal["pos", "role", "head", "neuron", "latent", "all"]
 
 
 def plan(
@@ -54,26 +69,30 @@ def plan(
     base: Literal["clean", "corrupt"] = "corrupt",
     operation: Operation = "patch",
     metric: str | Metric = "logit_difference",
-    neurons: Neurons | None = None,
+    neurons: Units | None = None,
+    latents: Units | None = None,
     rules: Sequence[Rule] | None = None,
     memory_mb: float = 512.0,
     seed: int = 0,
     certify: int | None = None,
 ) -> Plan:
-    """Plan a sweep: one intervention for each layer and position, role, head or neuron.
+    """Plan a sweep: one intervention for each layer and position, role, head, neuron or latent.
 
     Args:
         model: A transformer.
         behavior: A behavior, or examples prepared for the model.
         site: One of ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn.out``, ``mlp.out``,
             ``mlp.act``, ``attn.z``, ``attn.q``, ``attn.k``, ``attn.v``, ``attn.pattern`` and the
-            ports ``attn.in.q``, ``attn.in.k``, ``attn.in.v``; a layer selector limits the blocks.
+            ports ``attn.in.q``, ``attn.in.k``, ``attn.in.v``, or the latents ``SITE/NAME`` or the
+            error ``SITE/NAME.error`` of an attached codec; a layer selector limits the blocks.
         over: What each layer is split by; positions for the stream and what is added to it, heads
-            inside attention, neurons for ``mlp.act``.
+            inside attention, neurons for ``mlp.act``, latents for a codec's.
         base: The run that is changed; a patch comes from the other run.
         operation: ``patch``, ``zero`` or ``mean`` (over the other run's positions).
         metric: A metric of the prompt's end, or ``sequence_log_probability``.
         neurons: Which neurons, for ``mlp.act``: of every block, or by block.
+        latents: Which latents, likewise; by default those of the site's selector, else all that
+            are active in either run.
         rules: Rules that may be used, all by default; ``()`` runs one pass for each run.
         memory_mb: Budget for the activations of one batch.
         seed: For the certificate's sample.
@@ -92,18 +111,14 @@ def plan(
     if len(examples) == 0:
         raise EmptyDataError("There are no examples to sweep over.")
     chosen = at(site)
-    if chosen.name not in SWEPT:
-        raise SweepError(f"{chosen.name!r} cannot be swept{nearest(chosen.name, SWEPT)}.")
-    if operation not in ("patch", "zero", "mean"):
-        raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
-    if certify is not None and certify < 1:
-        raise ConfigError(f"certify={certify}; expected at least one run.")
+    _check(chosen, operation, certify)
     axis = _axis(chosen, over)
-    neurons = _from_start(anatomy, neurons)
-    columns = _columns(anatomy, chosen, axis, examples, neurons)
-    cells = _cells(model, chosen, axis, columns, neurons if isinstance(neurons, Mapping) else None)
+    by_block = chosen_latents(model, chosen, examples, latents) if axis == "latent" else {}
+    units = by_block or _from_start(anatomy, neurons)
+    columns = _columns(anatomy, chosen, axis, examples, units)
+    cells = _cells(model, chosen, axis, columns, units if isinstance(units, Mapping) else None)
     measured = _metric(metric)
-    used, declined = choose(model, measured, rules)
+    used, declined = choose(model, measured, rules, split=split_reason(model, chosen))
     lines = rows_of(measured, examples, base)
     return Plan(
         model=model,
@@ -119,10 +134,11 @@ def plan(
         rules=used,
         declined=declined,
         tokens=_tokens(model, anatomy, lines, memory_mb),
-        per_group=PER_GROUP,
+        per_group=_per_group(model, chosen, lines, memory_mb),
         means=_means(model, examples, chosen.name, cells, base) if operation == "mean" else {},
         seed=seed,
         certify=certify,
+        directions=directions_of(model, chosen, by_block),
     )
 
 
@@ -135,7 +151,8 @@ def sweep(
     base: Literal["clean", "corrupt"] = "corrupt",
     operation: Operation = "patch",
     metric: str | Metric = "logit_difference",
-    neurons: Neurons | None = None,
+    neurons: Units | None = None,
+    latents: Units | None = None,
     rules: Sequence[Rule] | None = None,
     memory_mb: float = 512.0,
     seed: int = 0,
@@ -145,9 +162,19 @@ def sweep(
     """Plan a sweep and execute it; see :func:`plan` for the arguments."""
     planned = plan(
         model, behavior, site, over=over, base=base, operation=operation, metric=metric,
-        neurons=neurons, rules=rules, memory_mb=memory_mb, seed=seed, certify=certify,
+        neurons=neurons, latents=latents, rules=rules, memory_mb=memory_mb, seed=seed,
+        certify=certify,
     )  # fmt: skip
     return planned.execute(progress)
+
+
+def _check(site: Site, operation: str, certify: int | None) -> None:
+    if site.name not in SWEPT and not codec_of(site.name):
+        raise SweepError(f"{site.name!r} cannot be swept{nearest(site.name, SWEPT)}.")
+    if operation not in ("patch", "zero", "mean"):
+        raise ConfigError(f"operation={operation!r}; expected patch, zero or mean.")
+    if certify is not None and certify < 1:
+        raise ConfigError(f"certify={certify}; expected at least one run.")
 
 
 def _means(
@@ -167,7 +194,7 @@ def _metric(name: str | Metric) -> SweepMetric:
     return chosen
 
 
-def _from_start(anatomy: Anatomy, neurons: Neurons | None) -> Neurons | None:
+def _from_start(anatomy: Anatomy, neurons: Units | None) -> Units | None:
     """Return neurons by block counted from the first, without the blocks that have none."""
     if not isinstance(neurons, Mapping):
         return neurons
@@ -183,33 +210,41 @@ def _axis(site: Site, over: Over | None) -> Over:
         SweepError: If the site has none.
     """
     if over is None:
+        if is_latents(site.name):
+            return "latent"
         return "head" if site.name in HEADS else "neuron" if site.name == "mlp.act" else "pos"
     known = get_args(Over)
     if over not in known:
         raise ConfigError(f"over={over!r}; expected one of {', '.join(known)}.")
-    if (over == "head" and site.name not in HEADS) or (over == "neuron" and site.name != "mlp.act"):
+    fits = {
+        "head": site.name in HEADS,
+        "neuron": site.name == "mlp.act",
+        "latent": is_latents(site.name),
+    }
+    if not fits.get(over, True):
+        instead = {"head": "attn.z", "neuron": "mlp.act", "latent": "the latents SITE/NAME"}[over]
         raise SweepError(
             f"{site.name} has no {over}s to sweep over; sweep over pos, role or all, or sweep "
-            f"{'attn.z' if over == 'head' else 'mlp.act'}."
+            f"{instead}."
         )
     return over
 
 
 def _columns(
-    anatomy: Anatomy, site: Site, axis: Over, examples: Examples, neurons: Neurons | None
+    anatomy: Anatomy, site: Site, axis: Over, examples: Examples, units: Units | None
 ) -> tuple[int | str, ...]:
     if axis == "head":
         count = anatomy.n_kv_heads if site.name in GROUPED else anatomy.n_heads
         heads = site.head
         return tuple(range(count)) if heads is None else resolve_index(heads, count, "head")
-    if axis == "neuron":
-        if not neurons:
+    if axis in SINGLE:
+        if not units:
             raise SweepError(
                 "A sweep over neurons needs neurons=[...]: all of them would take too long."
             )
-        given = neurons.values() if isinstance(neurons, Mapping) else [neurons]
+        given = units.values() if isinstance(units, Mapping) else [units]
         every = tuple(sorted({n for some in given for n in some}))
-        return resolve_index(every, anatomy.d_mlp, "neuron")
+        return resolve_index(every, anatomy.d_mlp, "neuron") if axis == "neuron" else every
     if axis == "role":
         common = [r for r in examples[0].roles if all(r in e.roles for e in examples)]
         if not common:
@@ -232,25 +267,33 @@ def _cells(
     site: Site,
     axis: Over,
     columns: tuple[int | str, ...],
-    neurons: Mapping[int, Sequence[int]] | None,
+    units: Mapping[int, Sequence[int]] | None,
 ) -> tuple[Cell, ...]:
     layers = [
         layer
         for _, layer in model.catalog.resolve(Site(site.name, site.layer), write=True)
         if layer is not None
     ]
-    if neurons is not None and not set(neurons) <= set(layers):
-        wrong = sorted(set(neurons) - set(layers))[0]
+    if units is not None and not set(units) <= set(layers):
+        wrong = sorted(set(units) - set(layers))[0]
         raise SweepError(f"neurons= names block {wrong}; {site} is there in {layers}.")
     cells = []
     for layer in layers:
         for column in columns:
-            if neurons is not None and column not in neurons.get(layer, ()):
+            if units is not None and column not in units.get(layer, ()):
                 continue
-            unit = int(column) if axis in ("head", "neuron") else WHOLE
+            unit = int(column) if axis in UNITS else WHOLE
             place = column if axis in ("pos", "role") else None
             cells.append(Cell(layer, unit, place))
     return tuple(cells)
+
+
+def _per_group(model: Model, site: Site, lines: Sequence[Row], memory_mb: float) -> int:
+    """Return how many rows are recorded together: fewer where they have many latents."""
+    if not codec_of(site.name):
+        return PER_GROUP
+    width = max(len(row.base) for row in lines)
+    return rows_together(model, site, width, memory_mb, PER_GROUP)
 
 
 def _tokens(model: Model, anatomy: Anatomy, lines: Sequence[Row], memory_mb: float) -> int:

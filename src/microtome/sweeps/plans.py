@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,22 +15,25 @@ import torch
 from microtome.core.hashing import sha256_json
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
-from microtome.sweeps.cells import Cell, Operation
+from microtome.sweeps.cells import UNITS, Cell, Operation
 from microtome.sweeps.certification import Certifier, simpler
 from microtome.sweeps.checkpoint import Checkpoint, notes_of
 from microtome.sweeps.cost import Cost
 from microtome.sweeps.execution import base_values, rows_by_shape, run_wave
 from microtome.sweeps.groups import Group, group_of
+from microtome.sweeps.latents import Directions, codec_of_plan
 from microtome.sweeps.results import Sweep
 from microtome.sweeps.rows import Row, SweepMetric, combined
 from microtome.sweeps.rules import Rule
 from microtome.sweeps.schedule import Wave, waves
+from microtome.tracing.attachments import fingerprints
 from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from microtome.behaviors.examples import Examples
+    from microtome.tracing.attachments import Attachment
     from microtome.tracing.model import Model
 
 
@@ -44,7 +47,8 @@ class Plan:
         lines: What is run for them: a row for each continuation that is scored.
         site: The swept site.
         cells: The cells.
-        axis: Name of the grid's last axis: ``pos``, ``role``, ``head``, ``neuron`` or ``all``.
+        axis: Name of the grid's last axis: ``pos``, ``role``, ``head``, ``neuron``, ``latent``
+            or ``all``.
         columns: Coordinates along it.
         base: Which prompt is run and changed.
         operation: What is done.
@@ -56,6 +60,7 @@ class Plan:
         means: For ``mean``, the other run's mean at each layer over all examples and positions.
         seed: For the certificate's sample.
         certify: How many runs are repeated the naive way; one in a hundred, 3 to 32, if None.
+        directions: What one unit of each swept latent adds where its codec writes.
     """
 
     model: Model
@@ -75,6 +80,7 @@ class Plan:
     means: Mapping[int, torch.Tensor]
     seed: int = 0
     certify: int | None = None
+    directions: Directions = field(default_factory=dict)
 
     def with_rules(self, rules: tuple[Rule, ...]) -> Plan:
         """Return the same sweep by other rules."""
@@ -155,8 +161,13 @@ class Plan:
                 "answers": [(row.example.answers, row.example.wrongs) for row in self.lines],
                 "settings": [self.site, self.operation, self.metric.name, list(self.rules)],
                 "sizes": [self.tokens, self.per_group],
+                "codecs": fingerprints(self._codecs()),
             }
         )
+
+    def _codecs(self) -> list[Attachment]:
+        found = [codec_of_plan(self, layer) for layer in sorted({c.layer for c in self.cells})]
+        return [one for one in found if one is not None]
 
     def _start(self, resume: str | Path | None) -> tuple[Plan, list[dict[str, Any]]]:
         """Return the rules to go on with, and what was tried before.
@@ -220,7 +231,12 @@ class Plan:
             certificate=certificate,
             provenance=collect(
                 self.model,
-                {"site": self.site, "operation": self.operation, "base": self.base},
+                {
+                    "site": self.site,
+                    "operation": self.operation,
+                    "base": self.base,
+                    "codecs": fingerprints(self._codecs()),
+                },
                 seed=self.seed,
             ),
         )
@@ -231,7 +247,7 @@ class Plan:
         layers = sorted({cell.layer for cell in self.cells})
         grid = np.full((len(self.examples), len(layers), len(self.columns)), np.nan)
         for number, cell in enumerate(self.cells):
-            column = cell.unit if self.axis in ("head", "neuron") else cell.place
+            column = cell.unit if self.axis in UNITS else cell.place
             place = 0 if self.axis == "all" else self.columns.index(column)
             grid[:, layers.index(cell.layer), place] = values[:, number]
         coords = {

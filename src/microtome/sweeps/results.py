@@ -22,7 +22,8 @@ class Sweep(Result):
     """The metric under each cell's intervention, for every example.
 
     Attributes:
-        values: ``[example, layer, pos | role | head | neuron]``; NaN where a cell does not exist.
+        values: ``[example, layer, pos | role | head | neuron | latent]``; NaN where a cell does not
+            exist.
         base: Metric of the run that was changed ``[example]``.
         source: Metric of the run that was patched in ``[example]``.
         clusters: Cluster of each example.

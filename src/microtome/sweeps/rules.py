@@ -48,7 +48,7 @@ SIMPLER: tuple[tuple[Rule, ...], ...] = (
 
 
 def choose(
-    model: Model, metric: SweepMetric, wanted: Sequence[Rule] | None
+    model: Model, metric: SweepMetric, wanted: Sequence[Rule] | None, *, split: str = ""
 ) -> tuple[tuple[Rule, ...], dict[str, str]]:
     """Return the rules that are used, and why the others are not.
 
@@ -56,6 +56,7 @@ def choose(
         model: The model.
         metric: What is measured.
         wanted: Rules that may be used, None for all.
+        split: Why what is swept keeps passes from being restarted, empty where it does not.
 
     Raises:
         ConfigError: If a rule is unknown.
@@ -71,6 +72,7 @@ def choose(
             continue
         missing = next((need for need in NEEDS.get(rule, ()) if need in declined), None)
         reason = f"it needs {missing}" if missing else _reason(model, metric, rule)
+        reason = reason or (split if rule == "restart" else "")
         if reason:
             declined[rule] = reason
     return tuple(rule for rule in RULES if rule not in declined), declined

@@ -72,8 +72,14 @@ def translate(name: str) -> str:
         reason = _FINAL_DIFFERENT.get(name, "it has no counterpart here")
         raise SiteError(f"TransformerLens name {name!r} is refused: {reason}.")
     layer, rest = match.groups()
+    base, slash, codec = rest.partition("/")
+    if base in _SAME:
+        return f"blocks.{layer}.{_SAME[base]}{slash}{codec}"
+    if ".hook_sae_" in rest:
+        raise SiteError(
+            f"SAELens name {name!r} is refused: attach the SAE under a name; its latents are "
+            "blocks.3.resid_post/NAME then, its error blocks.3.resid_post/NAME.error."
+        )
     if rest in _DIFFERENT:
         raise SiteError(f"TransformerLens name {name!r} is refused: {_DIFFERENT[rest]}.")
-    if rest not in _SAME:
-        raise SiteError(f"TransformerLens name {name!r} is refused: it has no counterpart here.")
-    return f"blocks.{layer}.{_SAME[rest]}"
+    raise SiteError(f"TransformerLens name {name!r} is refused: it has no counterpart here.")

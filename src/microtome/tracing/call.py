@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +12,15 @@ from microtome.errors import HookError
 from microtome.tracing.interventions import Intervention, Selection
 from microtome.tracing.layouts import Layout
 from microtome.tracing.positions import Positions
-from microtome.tracing.sites import BLOCK_SITES, MODEL_SITES, Site
+from microtome.tracing.sites import Site
+from microtome.tracing.splicing import State, spliced
+from microtome.tracing.vocabulary import axes_of
+
+if TYPE_CHECKING:
+    from microtome.tracing.splicing import Use
 
 
-@dataclass
+@dataclass(eq=False)
 class Point:
     """Everything that is wanted at one site of one block.
 
@@ -22,8 +28,11 @@ class Point:
         name: Full name, ``blocks.3.attn.z``.
         key: Name within the block or of the model.
         layer: The block, None outside.
-        interventions: What changes the value, in order.
+        interventions: What changes the value, in order; those at latents and errors of codecs
+            that write here included.
         captures: Sites to keep the value for (with their selectors).
+        sources: Transcoders that read here and write elsewhere.
+        targets: Codecs that write here, of which more is wanted than their latents.
     """
 
     name: str
@@ -31,11 +40,18 @@ class Point:
     layer: int | None
     interventions: list[Intervention] = field(default_factory=list)
     captures: list[Site] = field(default_factory=list)
+    sources: list[Use] = field(default_factory=list)
+    targets: list[Use] = field(default_factory=list)
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of the value."""
-        return BLOCK_SITES.get(self.key) or MODEL_SITES.get(self.key) or ()
+        return axes_of(self.key)
+
+    @property
+    def writes(self) -> bool:
+        """Whether another tensor takes the place of the value."""
+        return bool(self.interventions) or any(use.writes for use in self.targets)
 
 
 @dataclass
@@ -63,6 +79,7 @@ class Call:
         captured: What was captured, by text form of the site.
         passed: How often each site was passed.
         scratch: Values kept for a later seam of the same pass.
+        codecs: What attached codecs hold, by the name of their latents.
     """
 
     positions: Positions
@@ -72,19 +89,25 @@ class Call:
     captured: dict[str, Captured] = field(default_factory=dict)
     passed: Counter[str] = field(default_factory=Counter)
     scratch: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    codecs: dict[str, State] = field(default_factory=dict)
 
     def through(self, point: Point, raw: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Pass a model's tensor through a site: interventions in order, then captures."""
         self.passed[point.name] += 1
-        if point.interventions:
-            positions = self._positions(point, raw, layout)
+        positions = self._positions(point, raw, layout)
+        if point.interventions or point.sources or point.targets:
             value = before = layout.view(raw, self.positions.batch)
-            for intervention in point.interventions:
-                value = intervention.on(value, point.axes, positions, point.name)
+            if point.targets:
+                value = spliced(self, point, value, positions)
+            else:
+                for intervention in point.interventions:
+                    value = intervention.on(value, point.axes, positions, point.name)
+            for use in point.sources:
+                use.depart(self, value, positions)
             if value is not before:
                 raw = layout.back(value, raw)
         for site in point.captures:
-            self._keep(point, site, raw, layout)
+            self.keep(point, site, raw, layout, positions)
         return raw
 
     def _positions(self, point: Point, raw: torch.Tensor, layout: Layout) -> Positions:
@@ -93,7 +116,14 @@ class Call:
             return self.positions.keys(layout.view(raw, self.positions.batch).shape[1])
         return self.positions
 
-    def _keep(self, point: Point, site: Site, raw: torch.Tensor, layout: Layout) -> None:
+    def keep(
+        self, point: Point, site: Site, raw: torch.Tensor, layout: Layout, positions: Positions
+    ) -> None:
+        """Keep a site's value, or the selected part of it.
+
+        Raises:
+            HookError: If it was kept before in this pass.
+        """
         label = str(site)
         batch = self.positions.batch
         plain = site == site.whole()
@@ -102,7 +132,7 @@ class Call:
         else:
             value = layout.view(raw, batch)
             if not plain:
-                value = selected(value, site, point, self._positions(point, raw, layout))
+                value = selected(value, site, point, positions)
             if not self.grad:
                 value = value.detach()
             kept = Captured(value.to(device=self.to, dtype=self.dtype), None, batch)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from microtome.errors import ModelSupportError, SiteAbsentError, SiteError, SiteWriteError, nearest
 from microtome.models.anatomy import Anatomy, BlockAnatomy
-from microtome.tracing.sites import BLOCK_SITES, MODEL_SITES, Site
+from microtome.tracing.sites import Site
+from microtome.tracing.vocabulary import BLOCK_SITES, MODEL_SITES, axes_of, codec_of, is_error
+
+if TYPE_CHECKING:
+    from microtome.tracing.attachments import Attachment
 
 READ_ONLY = frozenset(
     {
@@ -58,25 +64,42 @@ class Catalog:
     Attributes:
         anatomy: Its anatomy, None where it is not a transformer.
         module: The model, for ``module:`` sites.
+        codecs: Codecs attached to it.
     """
 
     anatomy: Anatomy | None
     module: nn.Module
+    codecs: tuple[Attachment, ...] = ()
 
     def sites(self) -> tuple[SiteInfo, ...]:
         """Return every site of the vocabulary, block by block, present or absent."""
         if self.anatomy is None:
             return ()
-        before = [self.info(n) for n in ("embed.token", "embed.pos")]
-        inner = [
-            self.info(name, layer) for layer in range(self.anatomy.n_layers) for name in BLOCK_SITES
-        ]
-        after = [self.info(n) for n in ("final.norm", "final.norm.scale", "logits")]
-        return (*before, *inner, *after)
+        names: list[tuple[str, int | None]] = [("embed.token", None), ("embed.pos", None)]
+        for layer in range(self.anatomy.n_layers):
+            names += [(name, layer) for name in BLOCK_SITES]
+        names += [(name, None) for name in ("final.norm", "final.norm.scale", "logits")]
+        found = []
+        for name, at_layer in names:
+            full = name if at_layer is None else f"blocks.{at_layer}.{name}"
+            found.append(self.info(name, at_layer))
+            found += [self._codec_info(n) for n in self.codec_sites() if n.split("/")[0] == full]
+        return tuple(found)
+
+    def codec_sites(self) -> dict[str, Attachment]:
+        """Return the codec of every site of latents or an error, by the site's full name."""
+        return dict(self._codec_names())
+
+    def _codec_names(self) -> Iterator[tuple[str, Attachment]]:
+        for one in self.codecs:
+            yield str(one.latents), one
+            yield str(one.error), one
 
     def info(self, name: str, layer: int | None = None) -> SiteInfo:
         """Return what is known of one site."""
         anatomy = self._anatomy(name)
+        if codec_of(name):
+            return self._codec_info(name if layer is None else f"blocks.{layer}.{name}")
         if layer is None:
             reason = model_reason(anatomy, name)
             full, axes = name, MODEL_SITES[name]
@@ -106,8 +129,10 @@ class Catalog:
         Raises:
             SiteAbsentError: If the model does not have it; the message says why.
             SiteWriteError: If it can be read but not written.
-            SiteError: If a ``module:`` path does not exist.
+            SiteError: If a ``module:`` path does not exist, or no such codec is attached.
         """
+        if codec_of(site.name):
+            return self._resolve_codec(site)
         if site.name.startswith("module:"):
             self._check_path(site)
             return [(site.name, None)]
@@ -121,6 +146,34 @@ class Catalog:
         for info in infos:
             self._require(info, write)
         return [(i.name, int(i.name.split(".")[1])) for i in infos]
+
+    def _codec_info(self, full: str) -> SiteInfo:
+        name = full.split(".", 2)[2] if full.startswith("blocks.") else full
+        if full not in self.codec_sites():
+            return SiteInfo(full, axes_of(name), False, False, "no such codec is attached")
+        return SiteInfo(full, axes_of(name), True, True)
+
+    def _resolve_codec(self, site: Site) -> list[tuple[str, int | None]]:
+        layers: list[int | None] = [None]
+        if site.in_block:
+            layers = list(site.layers(self._anatomy(site.name).n_layers))
+        names = [site.name if n is None else f"blocks.{n}.{site.name}" for n in layers]
+        known = self.codec_sites()
+        present = [(name, n) for name, n in zip(names, layers, strict=True) if name in known]
+        if present and (site.layer is None or len(present) == len(names)):
+            return present
+        missing = next((n for n in names if n not in known), site.name)
+        wanted = missing if len(names) == 1 or site.layer is not None else site.name
+        codec = codec_of(site.name)
+        of_it = [n for n, one in known.items() if one.name == codec]
+        alike = [n for n in of_it if is_error(n) == is_error(site.name)] or of_it
+        near = f"; that of {codec} is {' or '.join(alike[:3])}" if alike else nearest(wanted, known)
+        if not known:
+            near = (
+                "; nothing is attached to this model. attach returns a new one: "
+                "model = model.attach(NAME, codec, at=SITE)"
+            )
+        raise SiteError(f"No codec has the site {wanted}{near}.")
 
     def _anatomy(self, name: str) -> Anatomy:
         if self.anatomy is None:

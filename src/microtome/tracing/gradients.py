@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -89,9 +89,16 @@ def gradients(
     wanted = sites_of(sites)
     if not wanted:
         raise SiteError("No site to differentiate at was given; name at least one.")
+    single = [
+        site if layer is None else replace(site, layer=(layer,))
+        for site in wanted
+        for _, layer in model.catalog.resolve(site)
+    ]
+    # only a whole value lies on the way to the logits; a selected part is a copy beside it
+    whole = list(dict.fromkeys(site.whole() for site in single))
     with turn(model.module), frozen(model.module), graph_started(model), torch.enable_grad():
         trace = model.trace(
-            prompts, capture=wanted, interventions=interventions, logits=logits, grad=True
+            prompts, capture=whole, interventions=interventions, logits=logits, grad=True
         )
         if trace.logits is None:
             raise MetricError("The model returned no logits to measure.")
@@ -107,22 +114,26 @@ def gradients(
                 f"The metric returned shape {tuple(measured.shape)}; expected one number for each "
                 f"of {trace.tokens.shape[0]} rows."
             )
-        return _differentiate(trace, measured)
+        return _differentiate(trace, measured, single)
 
 
-def _differentiate(trace: Trace, measured: torch.Tensor) -> Gradients:
+def _differentiate(trace: Trace, measured: torch.Tensor, wanted: Sequence[Site]) -> Gradients:
     kept = trace.kept()
     inputs = [captured.raw for captured in kept.values()]
     loose = [label for label, captured in kept.items() if not captured.raw.requires_grad]
     if loose:
         raise MetricError(f"{loose[0]} is not part of the differentiable computation.")
     found = torch.autograd.grad(measured.sum(), inputs, allow_unused=True)
-    values, slopes = {}, {}
+    whole = {}
     for (label, captured), slope in zip(kept.items(), found, strict=True):
         full = torch.zeros_like(captured.raw) if slope is None else slope
         layout = captured.layout
-        slopes[label] = full if layout is None else layout.view(full, captured.batch)
-        values[label] = captured.value().detach()
+        whole[label] = full if layout is None else layout.view(full, captured.batch)
+    values, slopes = {}, {}
+    for site in wanted:
+        label = str(site.whole())
+        values[str(site)] = trace.part(site, kept[label].value().detach())
+        slopes[str(site)] = trace.part(site, whole[label])
     return Gradients(values, slopes, measured.detach(), trace.lengths)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,12 @@ from microtome.tracing.layouts import Layout, Plain
 from microtome.tracing.norms import norm_scale
 from microtome.tracing.seams import Hook, block_hooks, through
 from microtome.tracing.sites import Site
+from microtome.tracing.splicing import Use
+from microtome.tracing.vocabulary import codec_of, is_error
 
 if TYPE_CHECKING:
     from microtome.models.anatomy import Anatomy
+    from microtome.tracing.attachments import Attachment
 
 ENTRY_SITES = frozenset(
     {"attn.q", "attn.k", "attn.v", "attn.z", "attn.scores", "attn.pattern", "attn.sink"}
@@ -59,23 +63,59 @@ class Instrument:
         self._catalog = catalog
         self._grad = grad
         self.points: dict[str, Point] = {}
+        self._uses: dict[str, Use] = {}
         for intervention in listed(interventions):
             for point in self._points(intervention.site, write=True):
                 point.interventions.append(intervention)
+                use = self._use_of(point)
+                if use is not None and (point is use.error or not use.attachment.two_sites):
+                    # in one order with the changes of the site that the codec writes
+                    self._at(use.attachment.to).interventions.append(intervention)
         for site in captures:
             for point in self._points(site, write=False):
                 chosen = _in_layer(site, point)
                 if chosen not in point.captures:
                     point.captures.append(chosen)
+        self._join_codecs()
         self._call: Call | None = None
 
     def _points(self, site: Site, *, write: bool) -> list[Point]:
+        codecs = self._catalog.codec_sites()
         found = []
         for name, layer in self._catalog.resolve(site, write=write):
             full = f"blocks.{layer}.{name.split('.', 2)[2]}" if layer is not None else name
             key = full.split(".", 2)[2] if layer is not None else name
-            found.append(self.points.setdefault(full, Point(full, key, layer)))
+            point = Point(full, key, layer)
+            if full in codecs:
+                use = self._use(codecs[full])
+                point = use.error if is_error(key) else use.latents
+            found.append(self.points.setdefault(full, point))
         return found
+
+    def _use(self, attachment: Attachment) -> Use:
+        """Return what is wanted of a codec, at first nothing."""
+        key = str(attachment.latents)
+        if key not in self._uses:
+            latents, error = _point(attachment.latents), _point(attachment.error)
+            self._uses[key] = Use(attachment, latents, error, self._grad)
+        return self._uses[key]
+
+    def _use_of(self, point: Point) -> Use | None:
+        found = (use for use in self._uses.values() if point in (use.latents, use.error))
+        return next(found, None)
+
+    def _at(self, site: Site) -> Point:
+        """Return the point of a site that a codec reads or writes."""
+        return self.points.setdefault(str(site), _point(site))
+
+    def _join_codecs(self) -> None:
+        """Let the sites that codecs read and write serve them, too."""
+        for use in self._uses.values():
+            one = use.attachment
+            if one.two_sites:
+                self._at(one.at).sources.append(use)
+            if not one.two_sites or use.writes or use.wants_error:
+                self._at(one.to).targets.append(use)
 
     @contextlib.contextmanager
     def active(self, call: Call | None = None) -> Iterator[None]:
@@ -123,6 +163,9 @@ class Instrument:
         hooks: list[Hook] = []
         by_layer: dict[int, dict[str, Point]] = {}
         for point in self.points.values():
+            if codec_of(point.key):
+                # served by the hooks of the sites that the codec reads and writes
+                continue
             if point.layer is not None:
                 by_layer.setdefault(point.layer, {})[point.key] = point
             elif point.key.startswith("module:"):
@@ -208,13 +251,16 @@ class _AsIs:
         return value
 
 
+def _point(site: Site) -> Point:
+    """Return a point for a site that means one place."""
+    return Point(str(site), site.name, site.layer[0] if isinstance(site.layer, tuple) else None)
+
+
 def _in_layer(site: Site, point: Point) -> Site:
     """Return the site with its layer fixed to that of a point."""
     if point.layer is None:
         return site
-    return Site(
-        site.name, (point.layer,), site.head, site.neuron, site.expert, site.pos, site.table
-    )
+    return replace(site, layer=(point.layer,))
 
 
 def _model_hooks(module: nn.Module, anatomy: Anatomy, point: Point) -> list[Hook]:

@@ -24,7 +24,13 @@ from microtome.tracing.sources import aligned_source
 if TYPE_CHECKING:
     from microtome.tracing.trace import Trace
 
-_UNIT_AXES = {"head": "head", "kv_head": "head", "neuron": "neuron", "expert": "expert"}
+_UNIT_AXES = {
+    "head": "head",
+    "kv_head": "head",
+    "neuron": "neuron",
+    "expert": "expert",
+    "latent": "latent",
+}
 
 
 @dataclass(frozen=True, eq=False)

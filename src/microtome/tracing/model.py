@@ -13,6 +13,7 @@ from torch import nn
 from microtome.models.anatomy import Anatomy
 from microtome.models.fingerprint import fingerprint
 from microtome.tracing import prompts as batches
+from microtome.tracing.attaching import Attaching
 from microtome.tracing.catalog import Catalog, SiteInfo
 from microtome.tracing.instrument import Instrument, listed
 from microtome.tracing.interventions import Intervention
@@ -32,7 +33,7 @@ Capture = str | Site | Sequence[str | Site]
 Logits = Literal["all", "last"] | None
 
 
-class Model:
+class Model(Attaching):
     """A network under study: the user's own module, its tokenizer and its anatomy.
 
     The module is not copied or changed; hooks are put on for a call and taken off after it. It has
@@ -44,6 +45,7 @@ class Model:
         anatomy: Where its parts are, or None where it is not a transformer.
         name: Folder, hub id or class it was opened from.
         bos: Whether texts get a beginning-of-sequence token.
+        codecs: Codecs attached by :meth:`attach`.
     """
 
     def __init__(
@@ -322,7 +324,9 @@ class Model:
         if self.anatomy is None:
             return f"Model({self.name!r}, {type(self.module).__name__}, module sites only)"
         a = self.anatomy
-        return f"Model({self.name!r}, {a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model})"
+        names = ", ".join(dict.fromkeys(one.name for one in self.codecs))
+        size = f"{a.n_layers} blocks, {a.n_heads} heads, d_model {a.d_model}"
+        return f"Model({self.name!r}, {size}{names and f', with {names}'})"
 
 
 def _vocab(module: nn.Module, anatomy: Anatomy | None) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from microtome.errors import ConfigError
+from microtome.tracing.attachments import fingerprints
 from microtome.tracing.call import Call
 from microtome.tracing.condition import training_part
 from microtome.tracing.forward import forward_arguments, is_text_batch, kept_logits, plain_batch
@@ -96,7 +97,12 @@ def one_pass(
         torch.tensor(batch.lengths),
         kept_logits(output, batch, logits),
         call.captured,
-        {"model": model.name, "bos": model.bos, "interventions": [str(i) for i in interventions]},
+        {
+            "model": model.name,
+            "bos": model.bos,
+            "codecs": fingerprints(model.codecs),
+            "interventions": [str(i) for i in interventions],
+        },
     )
 
 

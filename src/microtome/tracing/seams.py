@@ -8,7 +8,7 @@ what attention adds; ``attn.result`` is formed from z and written behind the out
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -86,13 +86,13 @@ def _added_hooks(block: BlockAnatomy, layer: int, points: dict[str, Point]) -> l
     point = points.get("resid_mid")
     if point is None or block.mid is None:
         return hooks
-    if block.mid.side == "out" or not point.interventions:
+    if block.mid.side == "out" or not point.writes:
         hooks.append(Hook(block.mid.path, block.mid.side, through(point)))
         return hooks
-    reader = Point(point.name, point.key, point.layer, captures=point.captures)
-    writer = Point(
-        f"{point.name} (written)", point.key, point.layer, interventions=point.interventions
+    reader = Point(
+        point.name, point.key, point.layer, captures=point.captures, sources=point.sources
     )
+    writer = replace(point, name=f"{point.name} (written)", captures=[], sources=[])
     hooks.append(Hook(block.path, "in", _keep_stream(layer)))
     if block.mixed is not None:
         hooks.append(

@@ -2,6 +2,7 @@
 
     blocks.3.attn.z[head=5][pos=-1]      blocks.{2,5}.mlp.out      blocks.*.resid_post
     resid_post                           embed.token               module:net.2:out
+    blocks.3.resid_post/NAME[latent=5]   blocks.3.resid_post/NAME.error
 
 A site without ``blocks.`` that belongs to a block means every block.
 """
@@ -15,6 +16,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import SelectorError, SiteError, nearest
+from microtome.tracing.vocabulary import (
+    BLOCK_SITES,
+    MODEL_SITES,
+    axes_of,
+    base_of,
+    codec_of,
+    in_block,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -22,46 +31,7 @@ if TYPE_CHECKING:
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.trace import Trace
 
-BLOCK_SITES: dict[str, tuple[str, ...]] = {
-    "resid_pre": ("batch", "pos", "d_model"),
-    "resid_mid": ("batch", "pos", "d_model"),
-    "resid_post": ("batch", "pos", "d_model"),
-    "attn.in": ("batch", "pos", "d_model"),
-    "attn.in.q": ("batch", "pos", "head", "d_model"),
-    "attn.in.k": ("batch", "pos", "kv_head", "d_model"),
-    "attn.in.v": ("batch", "pos", "kv_head", "d_model"),
-    "attn.q": ("batch", "pos", "head", "d_head"),
-    "attn.k": ("batch", "pos", "kv_head", "d_head"),
-    "attn.v": ("batch", "pos", "kv_head", "d_head"),
-    "attn.scores": ("batch", "head", "query", "key"),
-    "attn.pattern": ("batch", "head", "query", "key"),
-    "attn.sink": ("batch", "head", "query", "key"),
-    "attn.z": ("batch", "pos", "head", "d_head"),
-    "attn.result": ("batch", "pos", "head", "d_model"),
-    "attn.out": ("batch", "pos", "d_model"),
-    "mlp.in": ("batch", "pos", "d_model"),
-    "mlp.pre": ("batch", "pos", "neuron"),
-    "mlp.gate": ("batch", "pos", "neuron"),
-    "mlp.act": ("batch", "pos", "neuron"),
-    "mlp.out": ("batch", "pos", "d_model"),
-    "mlp.router": ("batch", "pos", "expert"),
-    "attn.norm.scale": ("batch", "pos", "1"),
-    "attn.post_norm.scale": ("batch", "pos", "1"),
-    "mlp.norm.scale": ("batch", "pos", "1"),
-    "mlp.post_norm.scale": ("batch", "pos", "1"),
-}
-"""Axes of every site inside a block."""
-
-MODEL_SITES: dict[str, tuple[str, ...]] = {
-    "embed.token": ("batch", "pos", "d_model"),
-    "embed.pos": ("batch", "pos", "d_model"),
-    "final.norm": ("batch", "pos", "d_model"),
-    "final.norm.scale": ("batch", "pos", "1"),
-    "logits": ("batch", "pos", "vocab"),
-}
-"""Axes of every site outside the blocks."""
-
-_SELECTORS = ("head", "neuron", "expert", "pos")
+_SELECTORS = ("head", "neuron", "expert", "latent", "pos")
 
 
 @dataclass(frozen=True)
@@ -90,11 +60,13 @@ class Site:
 
     Attributes:
         name: Name within a block (``"attn.z"``), of the model (``"embed.token"``) or
-            ``"module:PATH:in"`` / ``"module:PATH:out"``.
+            ``"module:PATH:in"`` / ``"module:PATH:out"``; with ``/NAME`` or ``/NAME.error`` behind
+            it, the latents or the error of a codec attached there.
         layer: Selected blocks, None for all of them (or outside the blocks).
         head: Selected heads.
         neuron: Selected neurons.
         expert: Selected experts.
+        latent: Selected latents of an attached codec.
         pos: Selected positions, absolute; negative ones count from each row's own end.
         table: Positions for each row of a batch (-1 for none), instead of ``pos``.
     """
@@ -104,12 +76,13 @@ class Site:
     head: Index | None = None
     neuron: Index | None = None
     expert: Index | None = None
+    latent: Index | None = None
     pos: Index | None = None
     table: tuple[tuple[int, ...], ...] | None = None
 
     def __str__(self) -> str:
         text = self.name
-        if self.name in BLOCK_SITES:
+        if self.in_block:
             text = f"blocks.{_layer_text(self.layer)}.{self.name}"
         for key in _SELECTORS:
             index = getattr(self, key)
@@ -120,12 +93,12 @@ class Site:
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of the value, empty for ``module:`` sites."""
-        return BLOCK_SITES.get(self.name) or MODEL_SITES.get(self.name) or ()
+        return axes_of(self.name)
 
     @property
     def in_block(self) -> bool:
         """Whether the site belongs to a block."""
-        return self.name in BLOCK_SITES
+        return in_block(self.name)
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
         """Return the blocks this site means in a model of ``n_layers`` blocks.
@@ -138,7 +111,7 @@ class Site:
         return resolve_index(self.layer, n_layers, f"layer of {self}")
 
     def whole(self) -> Site:
-        """Return the site without head, neuron, expert and position selectors."""
+        """Return the site without selectors other than that of its block."""
         return Site(self.name, self.layer)
 
     def at_positions(self, table: torch.Tensor | Sequence[Sequence[int]]) -> Site:
@@ -240,6 +213,7 @@ def at(
     head: int | Sequence[int] | slice | None = None,
     neuron: int | Sequence[int] | slice | None = None,
     expert: int | Sequence[int] | slice | None = None,
+    latent: int | Sequence[int] | slice | None = None,
     pos: int | Sequence[int] | slice | None = None,
 ) -> Site:
     """Return a site by its name, its text form, or its name in TransformerLens.
@@ -250,6 +224,7 @@ def at(
         head: Heads; for k and v these are key/value heads.
         neuron: Neurons of an MLP.
         expert: Experts of a router.
+        latent: Latents of an attached codec.
         pos: Absolute positions; negative ones count from each row's own end.
 
     Returns:
@@ -265,7 +240,10 @@ def at(
         'blocks.9.attn.z[head=6,9][pos=-1]'
     """
     site = name if isinstance(name, Site) else parse(name)
-    given = {"layer": layer, "head": head, "neuron": neuron, "expert": expert, "pos": pos}
+    given = {
+        "layer": layer, "head": head, "neuron": neuron, "expert": expert, "latent": latent,
+        "pos": pos,
+    }  # fmt: skip
     for key, value in given.items():
         if value is None:
             continue
@@ -299,13 +277,19 @@ def parse(text: str) -> Site:
     match = re.fullmatch(r"blocks\.([^.]+)\.(.+)", bare)
     if match is not None:
         layer, bare = _parse_layer(match.group(1), text), match.group(2)
-        if bare not in BLOCK_SITES:
-            raise SiteError(f"No site {text!r}{nearest(bare, BLOCK_SITES)}.")
+        if base_of(bare) not in BLOCK_SITES:
+            raise SiteError(f"No site {text!r}{nearest(base_of(bare), BLOCK_SITES)}.")
     elif bare.startswith("module:"):
         if not re.fullmatch(r"module:[^:]*:(in|out)", bare):
             raise SiteError(f"{text!r} is not of the form module:PATH:in or module:PATH:out.")
-    elif bare not in BLOCK_SITES and bare not in MODEL_SITES:
-        raise SiteError(f"No site {text!r}{nearest(bare, [*BLOCK_SITES, *MODEL_SITES])}.")
+    elif base_of(bare) not in {**BLOCK_SITES, **MODEL_SITES}:
+        known = [*BLOCK_SITES, *MODEL_SITES]
+        raise SiteError(f"No site {text!r}{nearest(base_of(bare), known)}.")
+    if "/" in bare and not bare.startswith("module:") and not codec_of(bare):
+        raise SiteError(
+            f"{text!r} is not of the form SITE/NAME (latents of an attached codec) or "
+            "SITE/NAME.error, with letters, digits, _ and - in the name."
+        )
     site = Site(bare, layer, **selectors)
     _check_selectors(site)
     return site
@@ -405,6 +389,7 @@ _ALLOWED = {
     "head": ("head", "kv_head"),
     "neuron": ("neuron",),
     "expert": ("expert",),
+    "latent": ("latent",),
     "pos": ("pos", "query"),
 }
 

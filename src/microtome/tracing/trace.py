@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from microtome.errors import PairError, SiteError, nearest
-from microtome.tracing.sites import BLOCK_SITES, MODEL_SITES, Site, at
+from microtome.tracing.sites import Site, at
+from microtome.tracing.vocabulary import axes_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -70,7 +71,7 @@ class Trace:
             return self._captured[label].value()
         whole = str(wanted.whole())
         if whole in self._captured:
-            return self._select(wanted, self._captured[whole].value())
+            return self.part(wanted, self._captured[whole].value())
         inside = [s for s in self._captured if s.split(".", 2)[-1] == wanted.name]
         if wanted.in_block and wanted.layer is None and inside:
             raise SiteError(
@@ -119,8 +120,8 @@ class Trace:
     def axes(self, site: str | Site) -> tuple[str, ...]:
         """Return the names of the axes of a captured value."""
         wanted = at(site)
-        known = BLOCK_SITES.get(wanted.name) or MODEL_SITES.get(wanted.name)
-        if known is not None:
+        known = axes_of(wanted.name)
+        if known:
             return known
         return ("batch", *(f"dim{i}" for i in range(1, self[wanted].ndim)))
 
@@ -185,7 +186,10 @@ class Trace:
         """Return the captured tensors as the model produced them, by text form of the site."""
         return dict(self._captured)
 
-    def _select(self, site: Site, value: torch.Tensor) -> torch.Tensor:
+    def part(self, site: Site, value: torch.Tensor) -> torch.Tensor:
+        """Return the part that a site's selectors mean of a value shaped like the whole site."""
+        if site == site.whole():
+            return value
         from microtome.tracing.call import Point, selected
         from microtome.tracing.positions import of_batch
 

@@ -18,6 +18,7 @@ from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.ablation import EdgeAblator
 from microtome.circuits.finding import FINDERS, find
+from microtome.circuits.latents import LatentAblator
 from microtome.circuits.results import Level
 from microtome.errors import MetricError, UnknownNameError, nearest
 
@@ -51,7 +52,11 @@ class Ranked(Protocol):
 Search: TypeAlias = "Callable[[Model, Examples], Ranked]"
 """From a model and train examples to scores of its parts."""
 
-RUNNERS: Mapping[Level, Callable[..., Runner]] = {"node": Ablator, "edge": EdgeAblator}
+RUNNERS: Mapping[Level, Callable[..., Runner]] = {
+    "node": Ablator,
+    "latent": LatentAblator,
+    "edge": EdgeAblator,
+}
 """What runs the circuits of each level."""
 
 
@@ -68,7 +73,7 @@ def runner(
     Args:
         model: The model.
         examples: The examples whose clean prompts are run.
-        level: ``node`` or ``edge``.
+        level: ``node``, ``edge``, or ``latent`` for a model with codecs attached.
         ablation: What ablated parts give.
         reference: Examples over which means are taken; ``examples`` by default.
 

@@ -18,14 +18,16 @@ _LAYER = re.compile(r"[am](\d+)")
 def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
     """Draw as many parts of each make as a circuit has.
 
-    Of nodes: its number of heads in each layer, and of MLPs overall. Of edges: its number for each
+    Of nodes: its number of heads in each layer, and of MLPs overall. Of latents: its number of
+    latents and of errors at each site. Of edges: its number for each
     kind and layer of the source and each kind, port and layer of the target.
 
     Args:
         circuit: The circuit.
         random: Source of chance.
     """
-    make: Callable[[str], tuple[str, ...]] = _node if circuit.level == "node" else _edge
+    makes: dict[str, Callable[[str], tuple[str, ...]]] = {"node": _node, "latent": _latent}
+    make = makes.get(circuit.level, _edge)
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for part in circuit.universe:
         kinds[make(part)].append(part)
@@ -40,6 +42,10 @@ def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
 
 def _node(node: str) -> tuple[str, ...]:
     return ("mlp",) if head_of(node) is None else ("head", str(layer_of(node)))
+
+
+def _latent(part: str) -> tuple[str, ...]:
+    return (part.partition("[")[0],)
 
 
 def _edge(edge: str) -> tuple[str, ...]:

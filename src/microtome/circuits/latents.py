@@ -1,0 +1,233 @@
+"""Circuits of latents: the latents and errors of attached codecs scored, and run without others.
+
+Sparse feature circuits (Marks et al., 2024, arXiv 2403.19647): the value at a codec's site is what
+its latents stand for and an error, and each latent and the error is a part of its own. A part
+outside a circuit gives what it gave in the corrupt run, its mean, or nothing; every codec reads the
+stream as those before it left it. What no codec reads is never ablated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from microtome.attribution.patching import integrated, single_row, slopes_of
+from microtome.attribution.results import ComponentScores
+from microtome.behaviors.evaluate import batches
+from microtome.circuits.ablation import mixed
+from microtome.circuits.nodes import check_nodes
+from microtome.circuits.references import ROWS
+from microtome.circuits.running import CircuitRunner, Group
+from microtome.core.provenance import collect
+from microtome.errors import ConfigError
+from microtome.tracing.attachments import fingerprints
+from microtome.tracing.sites import at
+from microtome.tracing.vocabulary import is_latents
+
+if TYPE_CHECKING:
+    from microtome.behaviors.examples import Examples
+    from microtome.behaviors.metrics import Metric
+    from microtome.circuits.references import Ablation
+    from microtome.tracing.interventions import Intervention
+    from microtome.tracing.model import Model
+
+ENTRIES = 2**26
+"""Latents of all rows and positions that a pass holds at most (256 MiB of float32)."""
+
+MEANING = (
+    "Support for the behavior: how much of the metric is lost when this latent or error alone is "
+    "patched from the corrupt run, first order, with the gradients of both runs averaged (Marks et "
+    "al., 2024)."
+)
+
+
+class LatentParts:
+    """The latents and errors of all codecs attached to a model, in the order of attaching.
+
+    Args:
+        model: A model with codecs attached.
+
+    Attributes:
+        names: ``blocks.3.resid_post/NAME[latent=0]``, ..., ``blocks.3.resid_post/NAME.error``.
+        spans: Their places among the names, by site.
+        blocks: The block of each ``[part]``; -1 outside the blocks.
+        apart: Why passes cannot start where the first changed part lies; empty where they can.
+
+    Raises:
+        ConfigError: If nothing is attached.
+    """
+
+    def __init__(self, model: Model) -> None:
+        if not model.codecs:
+            raise ConfigError(
+                "Nothing is attached to this model, so there are no latents. Attach a codec first: "
+                "model = model.attach(NAME, codec, at=SITE)."
+            )
+        names: list[str] = []
+        blocks: list[int] = []
+        self.spans: dict[str, slice] = {}
+        self.apart = ""
+        for one in model.codecs:
+            start, site = len(names), str(one.latents)
+            names += [f"{site}[latent={n}]" for n in range(one.codec.d_sae)]
+            self.spans[site] = slice(start, len(names))
+            self.spans[str(one.error)] = slice(len(names), len(names) + 1)
+            names.append(str(one.error))
+            layer = one.at.layer[0] if isinstance(one.at.layer, tuple) else -1
+            blocks += [layer] * (len(names) - len(blocks))
+            if one.at.layer != one.to.layer or layer < 0:
+                self.apart = f"{one.name} does not read and write inside one block"
+        self.names = tuple(names)
+        self.blocks = np.array(blocks)
+
+    @property
+    def sites(self) -> list[str]:
+        """Where the parts can be seen."""
+        return list(self.spans)
+
+    def rows(self, examples: Examples) -> int:
+        """Return how many rows a pass holds."""
+        width = max(len(e.clean) for e in examples)
+        return max(1, min(ROWS, ENTRIES // (len(self.names) * width)))
+
+
+class LatentAblator(CircuitRunner[np.ndarray]):
+    """Runs circuits of latents and errors of one model on one set of examples under one ablation.
+
+    A circuit in the form it is run in is the array of the numbers of its ablated parts.
+
+    Args:
+        model: A model with codecs attached.
+        examples: The examples whose clean prompts are run.
+        ablation: What ablated parts give.
+        reference: Examples over whose clean and corrupt prompts means are taken; ``examples`` by
+            default.
+
+    Raises:
+        ConfigError: If the ablation is unknown, or nothing is attached.
+    """
+
+    level = "latent"
+
+    def __init__(
+        self,
+        model: Model,
+        examples: Examples,
+        *,
+        ablation: Ablation = "resample",
+        reference: Examples | None = None,
+    ) -> None:
+        self._parts = LatentParts(model)
+        self._rows = self._parts.rows(examples)
+        super().__init__(
+            model,
+            examples,
+            universe=self._parts.names,
+            sites=self._parts.sites,
+            ablation=ablation,
+            reference=reference,
+        )
+
+    def _apart(self) -> str:
+        return self._parts.apart
+
+    def _kind(self) -> str:
+        return f"{super()._kind()} {fingerprints(self.model.codecs)}"
+
+    def _batches(self) -> Iterator[list[int]]:
+        return batches(self.examples, self._rows, model=self.model)
+
+    def _chunks(
+        self, group: Group, cuts: Sequence[np.ndarray], order: Sequence[int]
+    ) -> Iterator[list[int]]:
+        size = max(1, self._rows // len(group.places))
+        for start in range(0, len(order), size):
+            yield list(order[start : start + size])
+
+    def _cut(self, circuit: frozenset[str]) -> np.ndarray:
+        check_nodes(circuit, self.universe)
+        return np.flatnonzero([name not in circuit for name in self.universe])
+
+    def _first_block(self, cuts: Sequence[np.ndarray]) -> int:
+        layers = 0 if self.model.anatomy is None else self.model.anatomy.n_layers
+        blocks = self._parts.blocks
+        return min((max(0, int(blocks[cut].min())) for cut in cuts if len(cut)), default=layers)
+
+    def _changes(self, group: Group, cuts: Sequence[np.ndarray], start: int) -> list[Intervention]:
+        keep = torch.ones(len(cuts), len(self.universe), dtype=torch.bool)
+        for row, cut in enumerate(cuts):
+            keep[row, torch.as_tensor(cut)] = False
+        found = []
+        for site, span in self._parts.spans.items():
+            mask = keep[:, span]
+            if bool(mask.all()):
+                continue
+            rows = mask.repeat_interleave(len(group.places), 0)
+            axes = at(site).axes
+            # latents have a mask of their own for each, an error one for all of its entries
+            rows = rows[:, None, :] if is_latents(at(site).name) else rows
+            while rows.ndim < len(axes):
+                rows = rows.unsqueeze(-1)
+            found.append(at(site).apply(mixed(rows, group.instead.get(site), len(cuts))))
+        return found
+
+
+def latent_support(
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str | Metric = "logit_difference",
+    steps: int = 1,
+) -> ComponentScores:
+    """Score every latent and every error of the attached codecs by its support for a behavior.
+
+    (value in the clean run - value in the corrupt run) . mean of the gradients in both runs, summed
+    over positions, and for errors over their entries.
+
+    Args:
+        model: A model with codecs attached.
+        examples: Examples prepared for it.
+        metric: A metric that reads the prompt's end.
+        steps: With more than 1, the gradient is averaged over as many midpoints between the token
+            embeddings of both runs instead of over the two runs.
+
+    Returns:
+        Scores of the parts of :class:`LatentAblator`, with their ``ranking()``.
+
+    Raises:
+        ConfigError: If nothing is attached, or ``steps`` is not positive.
+        MetricError: If the metric needs several rows for an example.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps={steps}; expected at least 1.")
+    chosen = single_row(metric, "Attribution patching")
+    parts = LatentParts(model)
+    values = np.zeros((len(examples), len(parts.names)))
+    for places in batches(examples, max(1, parts.rows(examples) // 4), model=model):
+        chunk = examples.take(places)
+        clean = slopes_of(model, chosen, chunk, parts.sites, chunk.clean)
+        if steps > 1:
+            clean = integrated(model, chosen, chunk, clean, chunk.clean, chunk.corrupt, steps)
+        corrupt = slopes_of(model, chosen, chunk, parts.sites, chunk.corrupt)
+        for site, span in parts.spans.items():
+            slope = clean[site] if steps > 1 else (clean[site] + corrupt[site]) / 2
+            effect = (clean.value(site) - corrupt.value(site)) * slope
+            summed = effect.detach().double().sum(1)
+            if not is_latents(at(site).name):
+                summed = summed.flatten(1).sum(1, keepdim=True)
+            values[places, span] = summed.cpu().numpy()
+    method = "attribution" if steps == 1 else f"integrated gradients, {steps} steps"
+    return ComponentScores(
+        names=parts.names,
+        values=values,
+        method=method,
+        metric=chosen.name,
+        meaning=MEANING,
+        provenance=collect(
+            model,
+            {"method": method, "metric": chosen.name, "codecs": fingerprints(model.codecs)},
+        ),
+    )
