@@ -21,6 +21,7 @@ from microtome.circuits.edges.attribution import (
 from microtome.circuits.edges.exact import exact_edges
 from microtome.circuits.edges.information_flow import information_flow
 from microtome.circuits.edges.mask_gradients import mask_gradients
+from microtome.circuits.latents import exact_latents, latent_support
 from microtome.circuits.references import check_ablation
 from microtome.circuits.search.acdc import acdc
 from microtome.circuits.search.contextual import contextual_decomposition
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 Method = Literal["attribution", "exact", "contextual-decomposition"]
 METHODS: tuple[Method, ...] = get_args(Method)
+
+LatentMethod = Literal["latent-attribution", "latent-exact"]
 
 EdgeMethod = Literal[
     "eap",
@@ -71,7 +74,7 @@ class Finder:
 
     Attributes:
         name: The name it is asked for by.
-        level: Whether it scores nodes or edges.
+        level: Whether it scores nodes, latents or edges.
         run: ``(model, examples, **options)`` to scores.
         needs: What it computes, in a few words.
         per_example: Whether every example is scored on its own, so that scores of several are
@@ -90,7 +93,11 @@ class Finder:
 
 @overload
 def find(
-    model: Model, examples: Examples | Behavior, *, method: Method = ..., **options: Any
+    model: Model,
+    examples: Examples | Behavior,
+    *,
+    method: Method | LatentMethod = ...,
+    **options: Any,
 ) -> ComponentScores: ...
 
 
@@ -107,20 +114,21 @@ def find(model: Model, examples: Examples | Behavior, *, method: str, **options:
 def find(
     model: Model, examples: Examples | Behavior, *, method: str = "attribution", **options: Any
 ) -> Any:
-    """Score every node or every edge by its support for a behavior.
+    """Score every node, latent or edge by its support for a behavior.
 
     Args:
         model: A transformer.
         examples: Where to look: the train split; a behavior is prepared and its train split taken.
         method: A name of ``FINDERS``: ``attribution``, ``exact`` or ``contextual-decomposition``
-            for nodes; ``eap``, ``eap-ig``, ``clean-corrupted``, ``eap-ig-activations``,
+            for nodes; ``latent-attribution`` or ``latent-exact`` for the latents and errors of
+            attached codecs; ``eap``, ``eap-ig``, ``clean-corrupted``, ``eap-ig-activations``,
             ``mask-ig``, ``information-flow``, ``exact-edges``, ``acdc``, ``edge-pruning``, ``ugs``,
             ``rank-ensemble`` or (patented, it writes a notice) ``relp`` for edges.
         options: Of the method: ``metric``, ``ablation``, and where it has them ``reference``,
             ``steps``, ``seed`` and others.
 
     Returns:
-        :class:`microtome.attribution.ComponentScores` of nodes, or
+        :class:`microtome.attribution.ComponentScores` of nodes or latents, or
         :class:`microtome.circuits.EdgeScores`.
 
     Raises:
@@ -192,6 +200,10 @@ FINDERS: dict[str, Finder] = {
             contextual_decomposition,
             "each node's relevance followed forward",
         ),
+        Finder(
+            "latent-attribution", "latent", latent_support, "gradients at both ends", unasked=False
+        ),
+        Finder("latent-exact", "latent", exact_latents, "each latent ablated alone", unasked=False),
         Finder("acdc", "edge", acdc, "edges removed greedily", per_example=False, unasked=False),
         Finder(
             "edge-pruning",

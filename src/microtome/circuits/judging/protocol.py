@@ -303,8 +303,10 @@ def _search(
 
 
 def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
-    """Return whether scores, a ranking or a circuit are of nodes or of edges."""
+    """Return whether scores, a ranking or a circuit are of nodes, of latents or of edges."""
     if isinstance(found, Circuit):
         return found.level
     names = found.ranking() if hasattr(found, "ranking") else found
-    return "edge" if any("->" in name for name in names[:1]) else "node"
+    first = next(iter(names), "")
+    # a site of a codec has a slash: blocks.3.resid_post/NAME[latent=17]
+    return "edge" if "->" in first else "latent" if "/" in first else "node"
