@@ -38,8 +38,8 @@ ENTRIES = 2**26
 """Latents of all rows and positions that a pass holds at most (256 MiB of float32)."""
 
 MEANING = {
-    "resample": "Support for the behavior: how much of the metric is lost when this latent or error "
-    "alone is patched from the corrupt run, first order, with the gradients of both runs averaged "
+    "resample": "Support for the behavior: how much of the metric is lost when this latent or "
+    "error alone is patched from the corrupt run, first order, with the gradients of both runs averaged "
     "(Marks et al., 2024).",
     "mean": "Support for the behavior: how much of the metric is lost when this latent or error "
     "alone gives its mean, first order, with the gradient of the clean run (Marks et al., 2024).",
@@ -244,7 +244,7 @@ def _effects(
     instead: References,
     steps: int,
 ) -> dict[str, torch.Tensor]:
-    """Return what each entry of each site supports, first order, by site ``[example, pos, ...]``."""
+    """Return what each entry of each site supports, first order ``[example, pos, ...]``."""
     clean = slopes_of(model, metric, chunk, parts.sites, chunk.clean)
     if instead.ablation != "resample":
         ablated = instead.of(chunk)

@@ -1,9 +1,9 @@
 """A model made linear for one prompt: attention patterns and norm divisors held, MLPs replaced.
 
 Ameisen et al. (2025, "Circuit Tracing"): with transcoders in the place of the MLPs, and what
-attention looks at and what norms divide by held at their values, all that is left between latents is
-linear. What is added to the stream (the embedding, and in each block what stands for the MLP) is an
-argument; what the transcoders and the unembedding read is the result. The skip connection of a
+attention looks at and what norms divide by held at their values, all that is left between latents
+is linear. What is added to the stream (the embedding, and in each block what stands for the MLP) is
+an argument; what the transcoders and the unembedding read is the result. The skip connection of a
 transcoder is linear too and stays part of the model.
 """
 
@@ -242,8 +242,8 @@ def _transcoders(model: Model, name: str) -> dict[int, Attachment]:
         inside = isinstance(one.at.layer, tuple) and one.at.layer == one.to.layer
         if not inside or not one.two_sites or one.to.name != "mlp.out":
             raise ConfigError(
-                f"{name} reads {one.at} and writes {one.to}; an attribution graph needs transcoders "
-                "of MLPs, such as at='blocks.0.mlp.in', to='blocks.0.mlp.out'."
+                f"{name} reads {one.at} and writes {one.to}; an attribution graph needs "
+                "transcoders of MLPs, such as at='blocks.0.mlp.in', to='blocks.0.mlp.out'."
             )
         if not one.affine:
             raise ConfigError(
@@ -253,5 +253,3 @@ def _transcoders(model: Model, name: str) -> dict[int, Attachment]:
         layer = one.at.layer
         found[layer[0] if isinstance(layer, tuple) else 0] = one
     return dict(sorted(found.items()))
-
-
