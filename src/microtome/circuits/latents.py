@@ -39,8 +39,8 @@ ENTRIES = 2**26
 
 MEANING = {
     "resample": "Support for the behavior: how much of the metric is lost when this latent or "
-    "error alone is patched from the corrupt run, first order, with the gradients of both runs averaged "
-    "(Marks et al., 2024).",
+    "error alone is patched from the corrupt run, first order, with the gradients of both runs "
+    "averaged (Marks et al., 2024).",
     "mean": "Support for the behavior: how much of the metric is lost when this latent or error "
     "alone gives its mean, first order, with the gradient of the clean run (Marks et al., 2024).",
     "zero": "Support for the behavior: how much of the metric is lost when this latent or error "

@@ -23,6 +23,7 @@ from microtome.cli.options import (
 
 if TYPE_CHECKING:
     from microtome.dissection.results import Dissection
+    from microtome.sae import SAE
 
 SPECIMEN = "python-code"
 BEHAVIOR = "quote-closing"
@@ -57,6 +58,13 @@ def dissect(
     ] = True,
     versus: Annotated[
         str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
+    ] = None,
+    sae: Annotated[
+        Path | None, typer.Option(help="Folder of a sparse coder, whose latents are named.")
+    ] = None,
+    sae_text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text in which latents are explained; by default the prompts."),
     ] = None,
     gate: Annotated[
         bool, typer.Option(help="End where the model does not show the behavior.")
@@ -98,9 +106,12 @@ def dissect(
     other = None if versus is None else open_behavior(versus, n, seed)
     folder = out or home_folder() / "runs" / f"dissect-{Path(model).name}-{task.name}-{seed}"
     check_folder(folder)
+    coder, text = _coder(sae, sae_text)
     opened = open_model(model, device, dtype, threads)
+    if coder is not None:
+        coder.to(opened.device)
     with Bars() as bars:
-        found = run(opened, task, versus=other, config=config, progress=bars)
+        found = run(opened, task, versus=other, sae=coder, text=text, config=config, progress=bars)
     found.save_folder(folder)
     if as_json:
         print_json({**found.summary(), "report": str(folder / "report.html")})
@@ -108,6 +119,19 @@ def dissect(
         _print(found, folder)
     if not found.explained or (strict and not _established(found)):
         raise typer.Exit(1)
+
+
+def _coder(folder: Path | None, text: list[Path] | None) -> tuple[SAE | None, list[str] | None]:
+    """Read a coder and the text to explain its latents in."""
+    from microtome.errors import ConfigError
+    from microtome.sae import load
+    from microtome.store.texts import read_texts
+
+    if folder is None:
+        if text:
+            raise ConfigError("--sae-text explains latents; give the coder, too, with --sae.")
+        return None, None
+    return load(folder), list(read_texts(text)) if text else None
 
 
 def _established(found: Dissection) -> bool:
@@ -126,6 +150,14 @@ def _print(found: Dissection, folder: Path) -> None:
         named = {part: found.names.names_of(part) for part in found.circuit.parts}
         listed = "; ".join(f"{part} {', '.join(n)}" for part, n in named.items() if n)
         print(f"Names: {listed or 'no part of the circuit earns one'}")
+    if found.latents is not None:
+        print(f"Latents: {found.latents.sentence}")
+        listed_rows = [
+            [str(r["latent"]), f"{r['effect']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}",
+             f"{r['kept']:.2f}", r["when"]]
+            for r in found.latents.table.to_dict("records")
+        ]  # fmt: skip
+        print_table(["latent", "effect", "95 %", "by the circuit", "active when"], listed_rows)
     if found.versus is not None:
         print(f"Versus: {found.versus.sentence}")
     for step, reason in found.notes.items():

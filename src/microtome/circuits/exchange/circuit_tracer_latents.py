@@ -1,8 +1,8 @@
 """Attribution graphs of latents in the form of circuit-tracer, and back.
 
-A latent's ``feature`` is the Cantor pairing of its block and number, as circuit-tracer has it. Its
-name for the error of block ``b`` at position ``p``, ``0_b_p``, is also that of latent ``b`` of block
-0 there; where both are in a graph the error is named ``0_error_b_p``. Readers go by the type.
+A latent's ``feature`` is the Cantor pairing of its block and number, as circuit-tracer has it. What
+it calls the error of block ``b`` at position ``p``, ``0_b_p``, is also the name of latent ``b`` of
+block 0 there; where both are in a graph the error is named ``0_error_b_p``. Readers go by the type.
 """
 
 from __future__ import annotations
