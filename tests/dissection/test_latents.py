@@ -22,7 +22,7 @@ SITE = "blocks.1.resid_post"
 
 
 def coder(width: int, d_sae: int, *, sites: tuple[str, ...] = (SITE,), seed: int = 0) -> SAE:
-    make = Architecture(sources=(width,), targets=(width,), d_sae=d_sae, activation="topk", k=8)
+    make = Architecture(width, d_sae, activation="topk", k=8)
     return SAE(make, seed=seed, origin=Origin(sources=sites, targets=sites))
 
 
@@ -162,6 +162,6 @@ def test_coders_that_do_not_fit_are_refused_before_anything_runs(tmp_path: Path)
     ran = CliRunner().invoke(app, ["dissect", "--sae-text", str(tmp_path)])
     assert isinstance(ran.exception, ConfigError)
     folder = save(coder(32, 8), tmp_path / "coder")
-    wrong = ["dissect", "python-code", "--sae", str(folder), "-q"][:4]
+    wrong = ["dissect", "python-code", "--sae", str(folder)]
     ran = CliRunner().invoke(app, [*wrong, "--out", str(tmp_path / "out")])
     assert isinstance(ran.exception, ShapeError)

@@ -29,7 +29,7 @@ from microtome.tracing.vocabulary import is_latents
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
-    from microtome.behaviors.metrics import Metric
+    from microtome.behaviors.metrics import LastTokenMetric, Metric
     from microtome.circuits.references import Ablation
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
@@ -238,7 +238,7 @@ def latent_support(
 
 def _effects(
     model: Model,
-    metric: Metric,
+    metric: LastTokenMetric,
     chunk: Examples,
     parts: LatentParts,
     instead: References,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from microtome.attribution import top_latents
@@ -19,8 +20,8 @@ from microtome.sae import index
 from microtome.sae.reading.scoring import explain_all
 from microtome.store.results import Result
 from microtome.sweeps.planning import sweep
-from microtome.tracing.components import site_of
-from microtome.tracing.sites import at
+from microtome.tracing.components import head_of, site_of
+from microtome.tracing.sites import Site, at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,22 +189,33 @@ def kept_by(model: Model, circuit: Circuit, examples: Examples, site: str) -> ND
         examples: The examples.
         site: The site of the latents.
     """
-    outside = [at(site_of(part)) for part in circuit.universe if part not in circuit.kept]
-    sites = sorted({str(part.whole()) for part in outside})
-    along, total = 0.0, 0.0
+    outside = [_place(part) for part in circuit.universe if part not in circuit.kept]
+    sites = sorted({str(place.whole()) for place in outside})
+    along: list[torch.Tensor] = []
+    total: list[torch.Tensor] = []
     for places in batches(examples, 64, model=model):
         chunk = examples.take(places)
         corrupt = model.trace(chunk.corrupt, capture=[site, *sites], logits=None)
         clean = model.trace(chunk.clean, capture=site, logits=None).value(site).double()
-        changes = [part.patch(corrupt) for part in outside]
+        changes = [place.patch(corrupt) for place in outside]
         run = model.trace(chunk.clean, capture=site, interventions=changes, logits=None)
+        # behind the end of a shorter prompt there are latents of padding
+        real = run.mask.unsqueeze(-1)
         base = corrupt.value(site).double()
-        whole, left = clean - base, run.value(site).double() - base
-        along = along + (whole * left).sum((0, 1))
-        total = total + whole.square().sum((0, 1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: NDArray[np.float64] = np.asarray(along.cpu()) / np.asarray(total.cpu())  # type: ignore[union-attr]
+        whole, left = (clean - base) * real, run.value(site).double() - base
+        along.append((whole * left).sum((0, 1)))
+        total.append(whole.square().sum((0, 1)))
+    # where both runs agree 0 / 0 is the NaN that is promised
+    found: NDArray[np.float64] = (
+        (torch.stack(along).sum(0) / torch.stack(total).sum(0)).cpu().numpy()
+    )
     return found
+
+
+def _place(part: str) -> Site:
+    """Return where a head or an MLP can be patched."""
+    head = head_of(part)
+    return at(site_of(part) if head is None else f"{site_of(part)}[head={head}]")
 
 
 def _explained(

@@ -167,7 +167,7 @@ def graph_of_latents(document: AttributionGraph) -> LatentGraph:
         document.nodes, key=lambda node: list(_TYPES).index(_type(node, document.slug))
     )  # embeddings, errors, latents, logits
     places = {node.node_id: n for n, node in enumerate(order)}
-    kinds = np.array([KINDS.index(_TYPES[n.feature_type]) for n in order], dtype=np.int8)  # type: ignore[arg-type]
+    kinds = np.array([KINDS.index(_TYPES[n.feature_type]) for n in order], dtype=np.int8)
     own = document.extra.get(_OWN)
     own = own if isinstance(own, dict) else {}
     blocks = np.array([_block(node) for node in order], dtype=np.int32)

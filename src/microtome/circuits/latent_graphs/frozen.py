@@ -94,7 +94,7 @@ class FrozenModel:
                 f"{anatomy.tail.reason or 'no unembedding was found'}."
             )
         transcoders = _transcoders(model, name)
-        tokens = model.batch([prompt if isinstance(prompt, str) else list(prompt)]).tokens
+        tokens = model.batch([prompt] if isinstance(prompt, str) else [list(prompt)]).tokens
         wanted = [START, _final(model), *(str(t.at) for t in transcoders.values())]
         for number, block in enumerate(anatomy.blocks):
             wanted.append(f"blocks.{number}.attn.pattern")

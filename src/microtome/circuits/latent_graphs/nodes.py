@@ -66,8 +66,10 @@ class Nodes:
             none = np.full(width, -1)
             found.append(_block_of_nodes("error", block, np.arange(width), none))
         found += [*latents, _logits(frozen, probability, max_logits)]
-        columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-        return Nodes(*columns, errors, directions, places)
+        kinds, blocks, positions, numbers, values, chances = (
+            np.concatenate(column) for column in zip(*found, strict=True)
+        )
+        return Nodes(kinds, blocks, positions, numbers, values, chances, errors, directions, places)
 
     def which(self, kind: Kind, block: int | None = None) -> NDArray[np.int64]:
         """Return the numbers of the nodes of a kind, of one block if given."""
