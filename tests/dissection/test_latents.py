@@ -109,7 +109,8 @@ def test_latents_are_ranked_confirmed_and_explained() -> None:
     assert found.table["when"].str.len().min() > 5
     # behind the last block nothing but latents and error carry the difference
     assert found.error.value == pytest.approx(1 - _without_error(model, splits[2], site), abs=1e-3)
-    assert site in found.sentence
+    assert len(found.random) == 20 and np.isfinite(found.random).all()
+    assert "best of 20 random sets" in found.sentence and site in found.sentence
 
 
 def _without_error(model, examples, site):  # type: ignore[no-untyped-def]

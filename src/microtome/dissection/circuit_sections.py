@@ -140,14 +140,16 @@ def latents_section(found: NamedLatents, figure: MakeFigure) -> Section:
     rows: list[list[Cell]] = []
     for row in found.table.to_dict("records"):
         row["interval"] = f"{number(row['low'])} to {number(row['high'])}"
-        rows.append([_cell(_shown(row[name])) for name in columns])
+        # a name, not a quantity
+        row["latent"] = str(row["latent"])
+        rows.append([_cell(row[name]) for name in columns])
     where = "a text given" if found.own_text else "the train prompts, which differ in little else"
     together = found.together
     return Section(
         f"What latents of {found.site} carry it",
         (
             figure(
-                found.sentence,
+                found.sentence.removesuffix("."),
                 Table(tuple(columns.values()), rows),
                 "Ranked on train by attribution. Effect: share of the way to the corrupt run when "
                 "the latent alone is patched, exact, on unseen templates. By the circuit: share of "
@@ -155,7 +157,7 @@ def latents_section(found: NamedLatents, figure: MakeFigure) -> Section:
                 f"patched. Explanations: rules found on half of {found.tokens:,} tokens of "
                 f"{where}; simulation is the correlation on the other half, 0 is chance.",
                 n=len(together.full),
-                baseline="0 for a latent that carries nothing",
+                baseline="random sets of other latents, in the title",
             ),
         ),
         short="Latents",
@@ -229,10 +231,6 @@ def _rules(rules: Any) -> Table:
 
 def _threshold(value: float) -> Cell:
     return "" if math.isnan(value) else value
-
-
-def _shown(value: Any) -> Any:
-    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def _cell(value: Any) -> Cell:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from microtome.attribution import top_latents
 from microtome.behaviors.evaluate import batches
 from microtome.circuits.judging.evaluation import evaluate
+from microtome.circuits.latents import LatentAblator
 from microtome.circuits.results import Circuit, Evaluation
 from microtome.core.progress import Progress, quiet
+from microtome.core.seeds import rng
 from microtome.core.stats import Interval, cluster_ratio_bootstrap
 from microtome.errors import ConfigError
 from microtome.sae import index
@@ -22,6 +24,7 @@ from microtome.store.results import Result
 from microtome.sweeps.planning import sweep
 from microtome.tracing.components import head_of, site_of
 from microtome.tracing.sites import Site, at
+from microtome.views.numbers import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 NAME = "sae"
 """The name the coder is attached under."""
+
+DRAWS = 20
+"""Random sets of latents that the found ones are compared with."""
 
 TOKENS = 100_000
 """Tokens of a text that are read for explanations, at most."""
@@ -51,6 +57,8 @@ class NamedLatents(Result):
             ``simulation`` and ``detection`` on held-out contexts (NaN where there is none), and
             ``active``, its share of the text's tokens.
         together: The circuit of these latents, all others and the error ablated, on test.
+        random: Faithfulness of as many other latents that differ between the runs, drawn at random
+            ``[draw]``; empty where there are not enough.
         error: Share of the way to the corrupt run that ablating only the error moves the metric.
         considered: Latents of the coder.
         tokens: Tokens of the text that explanations were found in.
@@ -60,6 +68,7 @@ class NamedLatents(Result):
     site: str
     table: pd.DataFrame
     together: Evaluation
+    random: NDArray[np.float64]
     error: Interval
     considered: int
     tokens: int
@@ -70,12 +79,18 @@ class NamedLatents(Result):
         return self.table
 
     @property
+    def _floor(self) -> str:
+        if not len(self.random):
+            return "there are no others to draw at random"
+        return f"best of {len(self.random)} random sets of others {number(self.random.max())}"
+
+    @property
     def sentence(self) -> str:
         """The finding in one sentence."""
         return (
             f"{len(self.table)} of {self.considered} latents of {self.site} keep "
-            f"{self.together.faithfulness} of the effect with all others and the error ablated; "
-            f"ablating only the error moves {self.error} of the way."
+            f"{self.together.faithfulness} of the effect with all others and the error ablated "
+            f"({self._floor}); ablating only the error moves {self.error} of the way."
         )
 
 
@@ -148,6 +163,7 @@ def name_latents(
     ]
     import pandas as pd
 
+    kept = kept_by(model, circuit, test, site)
     table = pd.DataFrame(
         {
             "latent": latents,
@@ -155,7 +171,7 @@ def name_latents(
             "effect": [e.value for e in effects],
             "low": [e.low for e in effects],
             "high": [e.high for e in effects],
-            "kept": kept_by(model, circuit, test, site)[latents],
+            "kept": kept[latents],
         }
     )
     explained, tokens = _explained(model, coder, train, text, latents, seed, progress)
@@ -169,6 +185,7 @@ def name_latents(
         site=site,
         table=pd.concat([table, explained], axis=1),
         together=judged(tuple(f"{site}[latent={n}]" for n in latents)),
+        random=_random_sets(model, test, site, kept, latents, metric, seed),
         error=judged((str(one.error),)).moved,
         considered=coder.d_sae,
         tokens=tokens,
@@ -209,6 +226,29 @@ def kept_by(model: Model, circuit: Circuit, examples: Examples, site: str) -> ND
     found: NDArray[np.float64] = (
         (torch.stack(along).sum(0) / torch.stack(total).sum(0)).cpu().numpy()
     )
+    return found
+
+
+def _random_sets(
+    model: Model,
+    examples: Examples,
+    site: str,
+    kept: NDArray[np.float64],
+    latents: list[int],
+    metric: str,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Return the faithfulness of random sets of other latents that differ between the runs."""
+    moved = np.setdiff1d(np.flatnonzero(~np.isnan(kept)), latents)
+    if len(moved) < len(latents):
+        return np.zeros(0)
+    stream = rng(seed, "dissection", "random latents")
+    drawn = [stream.permutation(moved)[: len(latents)] for _ in range(DRAWS)]
+    ran = LatentAblator(model, examples)
+    sets = [frozenset(f"{site}[latent={n}]" for n in some) for some in drawn]
+    values = ran.run([frozenset(ran.universe), frozenset(), *sets], [metric])[metric].mean(1)
+    full, empty = values[:2]
+    found: NDArray[np.float64] = (values[2:] - empty) / (full - empty)
     return found
 
 
