@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 SPECIMEN = "python-code"
 BEHAVIOR = "quote-closing"
 
+Sae = Annotated[
+    Path | None, typer.Option(help="Folder of a sparse coder, whose latents are named.")
+]
+SaeText = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text in which latents are explained; by default the prompts."),
+]
+
 
 def dissect(
     model: Annotated[
@@ -59,13 +67,8 @@ def dissect(
     versus: Annotated[
         str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
     ] = None,
-    sae: Annotated[
-        Path | None, typer.Option(help="Folder of a sparse coder, whose latents are named.")
-    ] = None,
-    sae_text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text in which latents are explained; by default the prompts."),
-    ] = None,
+    sae: Sae = None,
+    sae_text: SaeText = None,
     gate: Annotated[
         bool, typer.Option(help="End where the model does not show the behavior.")
     ] = True,
@@ -108,8 +111,6 @@ def dissect(
     check_folder(folder)
     coder, text = _coder(sae, sae_text)
     opened = open_model(model, device, dtype, threads)
-    if coder is not None:
-        coder.to(opened.device)
     with Bars() as bars:
         found = run(opened, task, versus=other, sae=coder, text=text, config=config, progress=bars)
     found.save_folder(folder)

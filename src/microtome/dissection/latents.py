@@ -95,7 +95,7 @@ class NamedLatents(Result):
 
 
 def with_coder(model: Model, coder: SAE) -> Model:
-    """Return the model with a coder attached at its own site.
+    """Return the model with a coder attached at its own site; the coder moves to its device.
 
     Raises:
         ConfigError: If the coder names no site, or several.
@@ -110,6 +110,7 @@ def with_coder(model: Model, coder: SAE) -> Model:
             "with its site, such as 'blocks.3.resid_post'."
         )
     source, target = origin.sources[0], origin.targets[0]
+    coder.to(model.device)
     return model.attach(NAME, coder, at=source, to=None if target == source else target)
 
 
