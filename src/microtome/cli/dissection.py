@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SPECIMEN = "python-code"
 BEHAVIOR = "quote-closing"
 
+Second = Annotated[
+    str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
+]
 Sae = Annotated[
     Path | None, typer.Option(help="Folder of a sparse coder, whose latents are named.")
 ]
@@ -64,9 +67,7 @@ def dissect(
     names: Annotated[
         bool, typer.Option(help="Hold the parts against the taxonomy of heads.")
     ] = True,
-    versus: Annotated[
-        str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
-    ] = None,
+    versus: Second = None,
     sae: Sae = None,
     sae_text: SaeText = None,
     gate: Annotated[
