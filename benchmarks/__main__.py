@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import (
     circuits,
     coders,
+    false_claims,
     formats,
     growth,
     harvesting,
@@ -17,7 +18,7 @@ from benchmarks import (
     maximization,
     overhead,
     resuming,
-    twins,
+    trained,
     workloads,
 )
 from benchmarks.options import Options, add_arguments, options
@@ -27,8 +28,9 @@ MODULES: dict[str, ModuleType] = {
     "growth": growth,
     "large": large,
     "overhead": overhead,
-    "twins": twins,
+    "false_claims": false_claims,
     "circuits": circuits,
+    "trained": trained,
     "maximization": maximization,
     "resuming": resuming,
     "harvesting": harvesting,
@@ -37,7 +39,7 @@ MODULES: dict[str, ModuleType] = {
 }
 """Tables to the module that makes each; the first line of its docstring says what it shows."""
 
-PLAIN = (overhead, twins, maximization, resuming, harvesting)
+PLAIN = (overhead, maximization, resuming, harvesting)
 """Modules whose tables take no options and are text alone."""
 
 

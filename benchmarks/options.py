@@ -20,6 +20,9 @@ SHAPES = {
 }
 """Environment variables that make the model smaller, to try the benchmarks."""
 
+FALSE_CLAIMS = ("verdict", "shi", "scrub", "versus", "names")
+"""Parts of the table of false claims."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -32,6 +35,10 @@ class Options:
         quick: One timed repeat for each process.
         threads: Threads of torch.
         json: Where everything is saved as JSON.
+        what: Parts of the table of false claims.
+        count: Cases of it, None for its own number.
+        minutes: CPU minutes after which it begins no further case.
+        resume: File with cases of it that are done.
         smaller: Fields of the task that were set by the environment.
     """
 
@@ -41,6 +48,10 @@ class Options:
     quick: bool = False
     threads: int = 2
     json: Path | None = None
+    what: tuple[str, ...] = FALSE_CLAIMS
+    count: int | None = None
+    minutes: float = float("inf")
+    resume: Path | None = None
     smaller: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="processes for each cell of the table (2)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE", help="save everything")
+    group = parser.add_argument_group("false_claims")
+    group.add_argument("--what", default=",".join(FALSE_CLAIMS), help="parts, by commas")
+    group.add_argument("--count", type=int, help="twins judged (1000); other parts take a share")
+    group.add_argument("--minutes", type=float, default=float("inf"), help="CPU minutes at most")
+    group.add_argument("--resume", type=Path, metavar="FILE", help="keep each case, and go on")
 
 
 def options(asked: argparse.Namespace) -> Options:
@@ -78,5 +94,17 @@ def options(asked: argparse.Namespace) -> Options:
         quick=asked.quick,
         threads=asked.threads,
         json=asked.json,
+        what=_parts(asked.what),
+        count=asked.count,
+        minutes=asked.minutes,
+        resume=asked.resume,
         smaller=from_environment(),
     )
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """Return the parts of the table of false claims that were asked for."""
+    chosen = tuple(name for name in text.split(",") if name)
+    if unknown := [name for name in chosen if name not in FALSE_CLAIMS]:
+        raise SystemExit(f"no part {unknown[0]!r}; there are {', '.join(FALSE_CLAIMS)}")
+    return chosen

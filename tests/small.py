@@ -6,6 +6,7 @@ import signal
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -13,6 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from microtome.behaviors.generators import code, english
 from microtome.behaviors.generators.words import IDENTIFIERS
 from microtome.behaviors.registry import get
+from microtome.core.seeds import rng
+from microtome.models.lens_tensors import Shape, expected_shapes
+from microtome.models.readout import Readout
+from microtome.models.transformer_lens import LensSettings, load_state_dict
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
 
@@ -98,3 +103,26 @@ def save_model(model: Model, folder: Path) -> Path:
 def interruptible() -> None:
     """Undo in a child process that a shell in the background makes it ignore interruptions."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def lens_arrays(shape: Shape, *, norms: bool = True) -> dict[str, np.ndarray]:
+    """Random tensors of a TransformerLens state dict, biases and norms included."""
+    random = rng(0, "transformer lens")
+    return {
+        name: (0.5 * random.normal(size=size)).astype(np.float32)
+        for name, size in expected_shapes(shape, norms=norms).items()
+    }
+
+
+def classifier() -> Model:
+    """A random classifier of brackets that sees both ways and answers at its first position."""
+    shape = Shape(layers=2, heads=2, size=4, width=8, neurons=12, context=26, vocab=5, labels=2)
+    tensors = {name: torch.from_numpy(a) for name, a in lens_arrays(shape).items()}
+    readout = Readout("first", ("unbalanced", "balanced"))
+    module = load_state_dict(tensors, LensSettings("gelu", "bidirectional", readout=readout))
+    words = Tokenizer(
+        models.WordLevel({w: n for n, w in enumerate(["[start]", "[pad]", "[end]", "(", ")"])})
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="[start]")
+    return load(module, tokenizer=tokenizer, bos=True)

@@ -7,14 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from benchmarks import large
+from benchmarks import coders, large, trained, trained_cases
 from benchmarks.contenders import CONTENDERS, select
 from benchmarks.environments import Environment
+from benchmarks.false_claims import material, verdicts
+from benchmarks.false_claims.counting import Ledger, rate
 from benchmarks.options import Options
 from benchmarks.peers import common, microtome, raw
+from benchmarks.peers.coder_task import CoderTask
+from benchmarks.peers.coder_task import parse as parse_coder_task
 from benchmarks.peers.task import Task, parse
 from benchmarks.running import call, difference, run
 from benchmarks.workloads import block, notes, table
+
+from microtome.behaviors import bracket_balance
+from microtome.circuits import find
+from tests.small import classifier
 
 SMALL = {"layers": 2, "heads": 4, "width": 32, "vocabulary": 2500}
 SHAPE = Task(**SMALL, positions=16)
@@ -131,3 +139,94 @@ def test_workers_of_edges_score_the_same_pairs() -> None:
     assert ways["eap"]().shape == (11, 27)
     raw_ways = edges.ways(replace(SHAPE, prompts=3, variant="raw eap"), common.build(SHAPE))
     assert raw_ways["raw eap"]() is None
+
+
+def test_trained_models_are_skipped_without_the_shared_data(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(trained_cases, "FOLDER", tmp_path)
+    for case in trained_cases.CASES:
+        if case.needs:
+            row = trained.measured(case, 20)
+            assert "shared data not found" in row.skipped and not row.along
+            assert "skipped" in trained._text([row])
+    assert [c.model for c in trained_cases.CASES if not c.missing] == ["python-code"] * 4
+
+
+def test_agreement_with_exact_patching() -> None:
+    model = classifier()
+    examples = bracket_balance(20, end=" [end]").prepare(model)
+    exact = find(model, examples.split("train"), method="exact-edges")
+    assert trained.agreement(exact, exact) == (1.0, 1.0, 1.0)
+    backwards = replace(exact, mean=1 / (1 + np.abs(exact.mean)))
+    correlation, auc, overlap = trained.agreement(exact, backwards)
+    assert correlation < -0.9 and auc < 0.1 and overlap == 0
+
+
+def test_a_trained_model_gets_its_row(monkeypatch) -> None:
+    case = trained_cases.Case(
+        "random", "", classifier, lambda n: bracket_balance(n, end=" [end]"), gate=False
+    )
+    monkeypatch.setattr(trained, "CASES", (case,))
+    text, data = trained.table(Options(quick=True, threads=1))
+    (row,) = data
+    assert row["nodes"] == 6 and row["edges"] == 46
+    assert [a["method"] for a in row["along"]] == ["attribution", *trained.CHEAP]
+    assert row["judged"]["level"] == "node" and row["judged"]["grade"] in text
+    assert "gate: switched off" in text
+
+
+def test_cases_of_false_claims_are_kept_and_resumed(tmp_path) -> None:
+    file, ran = tmp_path / "rows.jsonl", []
+
+    def case(number: int):
+        def make():
+            ran.append(number)
+            return {"hit": number == 1}
+
+        return f"case/{number}", make
+
+    first = Ledger(file).run(case(n) for n in range(2))
+    with file.open("a") as rest:
+        rest.write('{"case": "case/2", "hi')  # killed while it wrote
+    again = Ledger(file)
+    rows = again.run(case(n) for n in range(3))
+    assert ran == [0, 1, 2] and rows[:2] == first
+    late = Ledger(file, minutes=-1.0)
+    assert late.run([case(7)]) == [] and late.left == 1
+    assert rate(1, 3).startswith("1/3 = 33.3% [0.8%, 90.6%]")
+    assert rate(0, 0) == "none run"
+
+
+def test_a_twin_is_judged_and_its_model_restored() -> None:
+    model, behavior = material.specimen("previous-token", 0)
+    before = {name: p.clone() for name, p in model.module.named_parameters()}
+    row = verdicts._twin("previous-token", "node", 0)
+    assert row["grade"] == "not established" and row["of"] == 8
+    assert row == verdicts._twin("previous-token", "node", 0)
+    assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
+    assert behavior.items == material.specimen("previous-token", 0)[1].items
+
+
+@pytest.mark.slow
+def test_the_table_of_coders(monkeypatch, tmp_path) -> None:
+    small = {"STEPS": 8, "ROWS": 2000, "BATCH": 128, "LATENTS": 2048, "WIDTH": 32, "TRUTHS": 64}
+    for name, value in small.items():
+        monkeypatch.setenv(f"MICROTOME_BENCH_CODER_{name}", str(value))
+    only = "coders_microtome default,coders_raw default"
+    monkeypatch.setenv("MICROTOME_BENCH_CODERS", only)
+    monkeypatch.setattr(coders, "FOLDER", tmp_path)
+    text, data = coders.table(Options(rounds=1))
+    assert [row["failure"] for row in data] == [""] * 4
+    for row in data:
+        assert row["reports"][0]["cpu_ms"] > 0 and row["reports"][0]["peak_mb"] > 50
+        assert row["reports"][0]["fvu"] > 0 and 0 < row["reports"][0]["mmcs"] <= 1
+    assert data[0]["reports"][0]["l0"] == data[1]["reports"][0]["l0"] == 32
+    assert "topk      microtome" in text
+
+
+def test_coders_of_packages_that_are_missing_are_said(monkeypatch) -> None:
+    row = coders.Row("saelens", "topk")
+    monkeypatch.setattr(coders, "environment", lambda name: Environment(name, None, "no wheel"))
+    coders._measure(row, CoderTask(data="x"))
+    assert "failed: not installed: no wheel" in coders.text([row], CoderTask(rows=10))
+    task = CoderTask(steps=3, activation="batchtopk")
+    assert parse_coder_task(task.arguments()) == task

@@ -1,9 +1,9 @@
 """What one worker is asked to train, the activations it trains on, and what it reports.
 
-Activations with a known truth: unit directions that fire on their own, the ``n``-th in proportion to
-``n ** -0.5``, 24 of them in a row on average, at sizes ``|N(1, 1/4)|``, with a little noise. Every
-worker gets the same rows in the same batches. The weights come from other random streams than the
-data: with the same one, a dictionary would begin as the truth.
+Activations with a known truth: unit directions that fire on their own, the ``n``-th in proportion
+to ``n ** -0.5``, 24 of them in a row on average, at sizes ``|N(1, 1/4)|``, with a little noise.
+Every worker gets the same rows in the same batches. The weights come from other random streams than
+the data: with the same one, a dictionary would begin as the truth.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Sparse coders by microtome, through its public interface.
 
-``default`` keeps the other workers' schedule; ``own`` is microtome's own schedule.
+``default`` keeps the other workers' schedule, ``own`` is microtome's own one; ``float32`` does
+without products in fewer bits, whatever the processor.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from torch import Tensor
 
 from benchmarks.peers.coder_task import Clock, CoderTask, activations, batches, parse, report
 from microtome.sae import SAE, ActivationStore, Config, train
-
-KRONECKER = "kronecker"
 
 
 class SameBatches:
@@ -27,12 +26,15 @@ class SameBatches:
         self._values, self._store = values, ActivationStore.of(values)
         self.sites, self.rows = self._store.sites, self._store.rows
         self.width, self.mean, self.scale = self._store.width, self._store.mean, self._store.scale
-        self.fingerprint = "synthetic"
+        self.fingerprint, self._trained = "synthetic", False
 
     def batches(
         self, batch_size: int, *, seed: int, start: int = 0, sites: Sequence[str] | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches; their order is the task's, whatever the seed."""
+        """Yield the task's batches to train on; those to measure on are the store's."""
+        if self._trained:
+            yield from self._store.batches(batch_size, seed=seed, start=start)
+        self._trained = True
         for batch in batches(self._values, batch_size):
             yield {self.sites[0]: batch}
 
@@ -60,6 +62,7 @@ def config(task: CoderTask) -> Config:
         lr=task.lr,
         warm_up=None if own else task.warm_up,
         decay=0.2 if own else 0.0,
+        precision="float32" if task.variant == "float32" else "auto",
     )
 
 

@@ -17,7 +17,7 @@ import torch
 import microtome as mt
 from microtome.cli.bars import Bars
 from microtome.core.seeds import rng
-from microtome.sae import ActivationStore, Config, Origin, harvest, train
+from microtome.sae import ActivationStore, Config, Origin, harvest, save, train
 from microtome.sae.results import Training
 from microtome.tracing.model import Model
 from specimens.python_code.corpus import standard_library
@@ -114,7 +114,9 @@ def main() -> None:
         store = activations(recipe, model, asked.out / "activations")
         for k in asked.k:
             found = trained(recipe, store, model, k, asked.out / f"k{k}")
-            print(k, found, flush=True)
+            save(found.sae, asked.out / f"k{k}" / "sae")
+            s = found.summary
+            print(f"k {k}: FVU {s.fvu:.4f}, L0 {s.l0:.1f}, dead {s.dead_share:.3f}", flush=True)
 
 
 if __name__ == "__main__":

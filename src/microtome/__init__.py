@@ -36,6 +36,7 @@ _NAMES = {
     "metric": "microtome.behaviors.metrics:metric",
     "pair": "microtome.behaviors.pairs:pair",
     "plan": "microtome.sweeps.planning:plan",
+    "sae": "microtome.sae",
     "sweep": "microtome.sweeps.planning:sweep",
     "sweeps": "microtome.sweeps",
 }

@@ -154,6 +154,21 @@ def test_a_metric_is_differentiable() -> None:
         torch.testing.assert_close(logits.grad[row, 0], expected)
 
 
+@pytest.mark.parametrize("name", ["logit_difference", "accuracy"])
+def test_examples_at_once_are_scored_as_one_by_one(name: str) -> None:
+    logits = torch.randn(6, 12, generator=torch.Generator().manual_seed(0)).round()
+    logits[3, 5] = -torch.inf
+    some = [
+        example((1,), tuple((a,) for a in right), tuple((w,) for w in wrong))
+        for right, wrong in (((3,), (4,)), ((0, 6), (7,)), ((7, 8, 9), (1, 2)), ((5,), (0,)))
+    ]
+    chosen = METRICS[name]
+    for rows in (some, some[:1] * 6, [*some, *some[:2]]):
+        found = chosen(logits[: len(rows), None], torch.ones(len(rows)), rows)  # type: ignore[operator]
+        slow = [chosen.value(row, e) for row, e in zip(logits, rows, strict=False)]  # type: ignore[union-attr]
+        torch.testing.assert_close(found, torch.stack(slow))
+
+
 def test_patches_of_the_batchs_own_other_run_give_the_other_run() -> None:
     sites = mt.at("resid_pre", layer=0)
 

@@ -7,7 +7,7 @@ now or ablated, plus the biases written so far; runs one prompt at a time in flo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -70,18 +70,25 @@ class Slow:
         excluded: frozenset[str] = frozenset(),
         *,
         writes: Writes | None = None,
+        places: Sequence[str] = (),
     ) -> torch.Tensor:
-        """Return the logits at the end; excluded edges carry the ablated writes."""
+        """Return the logits at the end; excluded edges carry the ablated writes.
+
+        With the name of every position's place, ``u->v@place`` is excluded there only.
+        """
         now: Writes = {} if writes is None else writes
         now["embed"] = self._embed(tokens)
         constant = torch.zeros_like(now["embed"])
         names = ["embed"]
 
         def read(target: str) -> torch.Tensor:
-            parts = [
-                ablated[s] if ablated is not None and f"{s}->{target}" in excluded else now[s]
-                for s in names
-            ]
+            parts = []
+            for s in names:
+                edges = [f"{s}->{target}", *(f"{s}->{target}@{place}" for place in places)]
+                off = torch.tensor([e in excluded for e in edges])
+                rows = off[1:] | off[0] if places else off[:1].expand(len(tokens))
+                other = now[s] if ablated is None else ablated[s].expand_as(now[s])
+                parts.append(torch.where(rows[:, None], other, now[s]))
             return torch.stack(parts).sum(0) + constant
 
         for layer in range(self.layers):

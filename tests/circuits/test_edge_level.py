@@ -19,8 +19,7 @@ from microtome.circuits import (
 )
 from microtome.circuits.edges.attribution import edge_attribution
 from microtome.circuits.graph import ComponentGraph
-from microtome.circuits.judging.evaluation import universe_of
-from microtome.circuits.judging.levels import AGREEMENT, KL, distances, runner
+from microtome.circuits.judging.levels import AGREEMENT, KL, distances, runner, universe_of
 from microtome.tracing.model import Model
 
 PLANTED = ("a0.h1", "a1.h2", "m1")

@@ -19,8 +19,8 @@ from microtome.circuits.judging.areas import (
     nominal_sizes,
     sizes_of,
 )
-from microtome.circuits.judging.evaluation import curve, knocked_out, universe_of
-from microtome.circuits.judging.levels import AGREEMENT, KL, distances, runner
+from microtome.circuits.judging.evaluation import curve, knocked_out
+from microtome.circuits.judging.levels import AGREEMENT, KL, distances, runner, universe_of
 from microtome.circuits.results import FaithfulnessCurve
 from microtome.core.resampling import cluster_function_bootstrap
 from microtome.core.stats import cluster_bootstrap, cluster_ratio_bootstrap

@@ -12,8 +12,7 @@ from microtome.behaviors import quote_closing
 from microtome.circuits import Circuit, Judgment, eliminate, find, judge
 from microtome.circuits.graph import ComponentGraph, port_of, split_edge
 from microtome.circuits.judging.cluster_sums import cluster_sums
-from microtome.circuits.judging.evaluation import universe_of
-from microtome.circuits.judging.levels import runner
+from microtome.circuits.judging.levels import runner, universe_of
 from microtome.circuits.judging.matching import matched
 from microtome.circuits.judging.nulls import search_nulls
 from microtome.circuits.judging.variation import jaccard, shares, stability
@@ -73,7 +72,7 @@ def test_what_cannot_be_judged() -> None:
         judge(model, behavior, PLANTED, faithfulness=1.0)
     examples = behavior.prepare(model).split("train")
     edges = ComponentGraph.of(model).edges
-    with pytest.raises(ConfigError, match="finds nodes"):
+    with pytest.raises(ConfigError, match="scores no edges"):
         search_nulls(
             model, examples, examples, examples, Circuit(edges[:3], edges, "x", level="edge"), (1,),
             count=1, ablation="resample", metric="logit_difference", method="exact", seed=0,

@@ -141,7 +141,7 @@ def test_support_is_the_slope_and_ranks_like_exact_ablation() -> None:
 def test_support_under_other_ablations_is_the_slope_towards_them(ablation: Ablation) -> None:
     model = coded()
     examples = some(model, 3)
-    scores = find(model, examples, method="latent-attribution", ablation=ablation)
+    scores = find(model, examples, level="latent", ablation=ablation)
     sites = [LAST, f"{LAST}.error"]
     means = site_means(model, examples, sites)
     for row, example in enumerate(examples):
@@ -163,7 +163,7 @@ def test_support_under_other_ablations_is_the_slope_towards_them(ablation: Ablat
 def test_exact_support_is_each_part_ablated_alone(ablation: Ablation) -> None:
     model = coded()
     examples = some(model, 3)
-    scores = find(model, examples, method="latent-exact", ablation=ablation)
+    scores = find(model, examples, method="exact", level="latent", ablation=ablation)
     ablator = LatentAblator(model, examples, ablation=ablation)
     everything = frozenset(ablator.universe)
     ran = ablator.run([everything, *(everything - {p} for p in ablator.universe)])

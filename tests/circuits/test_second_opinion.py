@@ -17,7 +17,7 @@ from microtome.circuits.hypotheses.second_opinion import (
     minimality_p,
     random_path,
 )
-from microtome.circuits.judging.evaluation import universe_of
+from microtome.circuits.judging.levels import universe_of
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, ShapeError
 from microtome.tracing.model import Model

@@ -83,3 +83,38 @@ def test_a_finder_is_judged(folder: Path, tmp_path: Path) -> None:
     assert said["grade"] == "not established" and out.is_file()
     assert {"parts", "share", "cmd"} <= {row["quantity"] for row in said["figures"]}
     assert [rule["name"] for rule in said["rules"]][:2] == ["gate", "sufficient"]
+
+
+def test_edges_at_roles_are_found_evaluated_and_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "roles.json"
+    found = run(
+        "find", "python-code", "quote-closing", "--method", "eap", "--level", "role-edge",
+        "--edges", "30", "--connected", "--out", str(out), "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    said = json.loads(found.stdout)
+    assert said["level"] == "role-edge" == Circuit.load(out).level
+    assert any("@" in part["edge"] for part in said["parts"])
+    judged = run("evaluate", "python-code", "quote-closing", str(out), "--json")
+    assert judged.exit_code == 0 and json.loads(judged.stdout)["level"] == "role-edge"
+    picture = tmp_path / "roles.svg"
+    shown = CliRunner().invoke(
+        app, ["circuit", "show", str(out), "--by-place", "--out", str(picture)]
+    )
+    assert shown.exit_code == 0 and "role-edges drawn" in shown.output
+    assert "@end" in picture.read_text(encoding="utf-8")
+
+
+def test_a_circuit_of_neurons_is_found_and_a_level_a_method_lacks_refused(tmp_path: Path) -> None:
+    out = tmp_path / "neurons.json"
+    found = run(
+        "find", "python-code", "quote-closing", "--method", "attribution", "--level", "neuron",
+        "--edges", "40", "--out", str(out), "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["size"] == 40
+    circuit = Circuit.load(out)
+    assert circuit.level == "neuron" and any(".n" in part for part in circuit.parts)
+    refused = run("find", "python-code", "quote-closing", "--method", "ugs", "--level", "role-edge")
+    assert isinstance(refused.exception, MicrotomeError)
+    assert "'ugs' scores no role-edges; those that do are eap" in str(refused.exception)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -56,8 +58,12 @@ def stream_of(order: RowOrder, first: int, count: int) -> list[tuple[int, int]]:
     """Rows of the stream as shard and row."""
     found: list[tuple[int, int] | None] = [None] * count
     for draw in order.draws(first, count):
-        assert (np.diff(draw.rows) > 0).all()
-        for row, place in zip(draw.rows, draw.places, strict=True):
+        if isinstance(draw.places, slice):
+            places = range(draw.places.start, draw.places.stop)
+        else:
+            assert (np.diff(draw.rows) > 0).all()
+            places = draw.places
+        for row, place in zip(draw.rows, places, strict=True):
             assert found[place] is None
             found[place] = (draw.shard, int(row))
     assert None not in found
@@ -111,10 +117,12 @@ def test_batches_are_the_readers_own() -> None:
     assert torch.equal(values, before)
 
 
-def test_moments_are_those_of_the_rows() -> None:
-    values = numbered(1000, width=5).to(torch.float16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_moments_are_those_of_the_rows(dtype: torch.dtype) -> None:
+    values = numbered(1000, width=5).to(dtype)
     data = ActivationStore.of({"a": values})
-    exact = values.double()
+    exact = values.double().clone()
+    assert data.scale("a") > 0 and torch.equal(values.double(), exact)
     torch.testing.assert_close(data.mean("a"), exact.mean(0))
     scaled = exact * data.scale("a")
     assert scaled.square().sum(1).mean().item() == pytest.approx(5)
@@ -157,9 +165,22 @@ def test_bad_tensors_and_numbers_are_refused() -> None:
     data = ActivationStore.of(numbered(4))
     with pytest.raises(ConfigError, match="batch_size=0"):
         data.batches(0, seed=0)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        data.batches(2, seed=-1)
     with pytest.raises(ConfigError, match="start=-1"):
         data.batches(2, seed=0, start=-1)
     with pytest.raises(UnknownNameError, match="nearest: activations"):
         data.batches(2, seed=0, sites=["activation"])
     with pytest.raises(DataError, match="All 2 rows are zero"):
         ActivationStore.of(torch.zeros(2, 3)).scale("activations")
+
+
+def test_a_stream_that_is_left_open_does_not_keep_a_program_alive() -> None:
+    code = (
+        "import torch; from microtome.sae import ActivationStore;"
+        "stream = ActivationStore.of(torch.eye(4)).batches(2, seed=0); next(stream); print('end')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("end\n", "")

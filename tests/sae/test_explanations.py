@@ -72,9 +72,9 @@ def index() -> LatentIndex:
 @pytest.mark.parametrize(
     ("latent", "text"),
     [
-        (0, "the token is ` cat`"),
+        (0, "the token is `·cat`"),
         (1, "the token before is `(`"),
-        (2, "the text ends in ` dog` ` sat`"),
+        (2, "the text ends in `·dog` `·sat`"),
         (3, "a quotation is open"),
     ],
 )
@@ -91,9 +91,9 @@ def test_several_tokens_become_several_rules_with_their_own_activations(index: L
     families = Families.of(index)
     found = explain(families, 4)
     assert {r.words: r.activation for r in found.rules} == {
-        "the token is: ` cat`": 1.0,
-        "the token is: ` dog`": 1.0,
-        "the token is: ` sat`": 2.0,
+        "the token is: `·cat`": 1.0,
+        "the token is: `·dog`": 1.0,
+        "the token is: `·sat`": 2.0,
     }
     np.testing.assert_allclose(families.predict(found), index.matrix().toarray()[:, 4])
 

@@ -19,6 +19,7 @@ from microtome.errors import (
     ShapeError,
     SiteAbsentError,
     SiteError,
+    TokenizerError,
     UnknownNameError,
 )
 from microtome.sae import ActivationStore, harvest
@@ -143,6 +144,7 @@ def test_settings_out_of_range_are_refused(model: Model, tmp_path: Path) -> None
         ({"tokens": 0}, ConfigError, "tokens=0"),
         ({"batch_size": 0}, ConfigError, "batch_size=0"),
         ({"outliers": 0.5}, ConfigError, "above 1"),
+        ({"seed": -1}, ConfigError, "seed is -1"),
         ({"dtype": "float61"}, UnknownNameError, "nearest: float16"),
         ({"sites": "blocks.0.mlp.outt"}, SiteError, "mlp.out"),
         ({"sites": "blocks.0.mlp.gate"}, SiteAbsentError, "mlp.gate"),
@@ -156,3 +158,9 @@ def test_settings_out_of_range_are_refused(model: Model, tmp_path: Path) -> None
     image = load(torch.nn.Sequential(torch.nn.Linear(3, 3)).eval())
     with pytest.raises(ModelSupportError, match="harvest"):
         begin(image, tmp_path / "a", sites="module:0:out")
+
+
+def test_a_bos_rule_needs_a_tokenizer(model: Model, tmp_path: Path) -> None:
+    bare = Model(model.module, anatomy=model.anatomy, bos=True)
+    with pytest.raises(TokenizerError):
+        begin(bare, tmp_path / "a")

@@ -22,6 +22,7 @@ from microtome.sae import ActivationStore, harvest
 from microtome.sae.harvesting.documents import deal, read_documents
 from microtome.sae.harvesting.manifest import Manifest
 from microtome.tracing.model import Model
+from microtome.tracing.opening import load
 
 from ..small import code_model
 
@@ -109,6 +110,27 @@ def test_special_tokens_are_masked_and_counted(model: Model, tmp_path: Path) -> 
     assert json.loads((tmp_path / "a/manifest.json").read_text())["masked"]["special"] == 3
     with pytest.raises(EmptyDataError, match="All 2 tokens were masked"):
         harvest(model, [[0, 0]], sites="blocks.0.resid_post", folder=tmp_path / "b")
+
+
+def test_a_shard_may_be_empty(model: Model, tmp_path: Path) -> None:
+    texts = [[5, 6], [0, 0], [7, 8]]
+    store = harvest(model, texts, sites="resid_post", folder=tmp_path / "a", shard_rows=2)
+    assert [s.rows for s in store.manifest.shards] == [2, 0, 2]
+    store.verify()
+    stream = store.batches(4, seed=0)
+    assert len(next(stream)["blocks.0.resid_post"].unique(dim=0)) == 4
+    stream.close()
+
+
+def test_a_model_in_another_type(tmp_path: Path) -> None:
+    given = code_model()
+    stored = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        model = load(given.module.to(dtype), tokenizer=given.tokenizer)
+        folder = tmp_path / str(dtype)
+        stored[dtype] = harvest(model, [[5, 6, 7]], sites="resid_post", folder=folder)
+    assert [s.manifest.settings.dtype for s in stored.values()] == ["bfloat16", "float16"]
+    assert stored[torch.float64].manifest.settings.model_dtype == "float64"
 
 
 def test_rows_of_outlying_norm_are_masked_at_every_site(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from tests.sae import dense
 
 from microtome.sae import SAE, Architecture, selection
+from microtome.sae.estimation import estimator, fastest_precision
 from microtome.sae.passing import Full, Kept, forward, jump, step
-from microtome.sae.selection import Selector, faster_dtype
+from microtome.sae.selection import Selector
 
 MAKES = dense.makes()
 
@@ -92,19 +93,17 @@ def test_dense_products_take_over_where_most_latents_are_active(name: str) -> No
     torch.testing.assert_close(found.outputs, outputs)
 
 
-@pytest.mark.parametrize("width,k", [(8192, 32), (2048, 3), (1021, 7), (64, 64)])
+@pytest.mark.parametrize("width,k", [(8192, 40), (2048, 3), (1021, 7), (64, 64), (512, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_largest_of_each_row_are_exact(width: int, k: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(k)
     pre = torch.randn(5, width, generator=generator).to(dtype)
-    for absolute in (False, True):
-        values, latents = selection._row_top(pre, k, absolute)
-        expected = (pre.abs() if absolute else pre).float().topk(k).values
-        got = values.abs() if absolute else values
-        positive = expected > 0  # below it, entries are worth nothing and may be any
-        assert torch.equal(got.float().sort(descending=True).values[positive], expected[positive])
-        assert torch.equal(pre.gather(1, latents), values)
-        assert all(len(set(row)) == k for row in latents.tolist())
+    latents = selection.top_latents(selection._sortable(pre), k)
+    assert all(len(set(row)) == k for row in latents.tolist())
+    expected = pre.float().topk(k).values
+    positive = expected > 0  # below it, entries are worth nothing and may be any
+    got = pre.gather(1, latents).float().sort(descending=True).values
+    assert torch.equal(got[positive], expected[positive])
 
 
 def test_batch_top_k_is_exact_whatever_the_last_threshold() -> None:
@@ -133,21 +132,68 @@ def test_batch_top_k_keeps_no_more_than_what_is_positive() -> None:
     assert int((found.known > 0).sum()) == int((latents > 0).sum()) < 30 * 20
 
 
-def test_lower_precision_only_selects() -> None:
-    make = Architecture(32, 2048, activation="topk", k=8)
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "abstopk"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_estimates_only_propose(
+    activation: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
+    make = Architecture(64, 2048, activation=activation, k=8)  # type: ignore[arg-type]
     coder = SAE(make)
-    x = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(900, 64, generator=torch.Generator().manual_seed(0))
     exact = forward(make, coder.weights, x, Selector())
-    quick = forward(make, coder.weights, x, Selector(dtype=torch.bfloat16))
-    dense_values = _as_dense(quick.form, quick.values, 40)
-    same = _as_dense(exact.form, exact.values, 40)
-    both = (dense_values > 0) & (same > 0)
-    assert both.sum() > 0.95 * (same > 0).sum()
-    torch.testing.assert_close(dense_values[both], same[both])
+    selector = Selector(precision)  # type: ignore[arg-type]
+    quick = forward(make, coder.weights, x, selector)
+    ours, theirs = (_as_dense(f.form, f.values, 900) for f in (quick, exact))
+    both = (ours != 0) & (theirs != 0)
+    assert int(both.sum()) >= 0.999 * int((theirs != 0).sum())
+    assert int((ours != 0).sum()) == int((theirs != 0).sum())
+    torch.testing.assert_close(ours[both], theirs[both])
+    assert selector.precision == precision and selector.energy > 0.9999
 
 
-def test_the_probe_names_a_dtype_of_this_processor() -> None:
-    assert faster_dtype("cpu") in (None, torch.bfloat16)
+def test_estimates_that_miss_too_much_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.setattr(selection, "ESTIMATED_ROWS", 1)
+    make = Architecture(64, 2048, activation="topk", k=8)
+    coder = SAE(make)
+    x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    x[:, 0] *= 1e4  # one huge direction takes all of the 7 bits; it is the same for every latent
+    with torch.no_grad():
+        coder.weights["W_enc"][:, 0] = 0
+    selector = Selector("int8")
+    found = forward(make, coder.weights, x, selector)
+    assert selector.precision == "float32" and selector.energy < 0.9
+    torch.testing.assert_close(found.outputs, dense.outputs(coder, x)[1])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_estimates_are_the_product_but_for_rounding(precision: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, encoder = (torch.randn(n, 96, generator=generator) for n in (20, 256))
+    bias = torch.randn(256, generator=generator)
+    estimate = estimator(precision, encoder, bias)  # type: ignore[arg-type]
+    assert estimate is not None
+    error = estimate(x).float() - (x @ encoder.T + bias)
+    assert error.std() < 0.03 * 96**0.5
+
+
+def test_without_such_products_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.delattr(torch, "quantize_per_tensor")
+    make = Architecture(64, 2048, activation="topk", k=8)
+    coder = SAE(make)
+    x = torch.randn(900, 64, generator=torch.Generator().manual_seed(0))
+    assert fastest_precision.__wrapped__("cpu") != "int8"
+    found = forward(make, coder.weights, x, Selector("int8"))
+    torch.testing.assert_close(found.outputs, forward(make, coder.weights, x, Selector()).outputs)
+
+
+def test_weights_that_have_no_estimate_are_left_to_float32() -> None:
+    assert estimator("int8", torch.zeros(8, 4), torch.zeros(8)) is None
+    assert estimator("int8", torch.full((8, 4), torch.nan), torch.zeros(8)) is None
+    assert estimator("float32", torch.ones(8, 4), torch.zeros(8)) is None
+    assert fastest_precision("cpu") in ("float32", "bfloat16", "int8")
 
 
 def test_straight_through_gradients_by_hand() -> None:

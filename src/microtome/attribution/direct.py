@@ -124,32 +124,28 @@ def _direction(model: Model, chosen: LastTokenMetric, example: Any) -> torch.Ten
 def _split(
     model: Model, anatomy: Anatomy, chunk: Examples, directions: torch.Tensor
 ) -> dict[str, np.ndarray]:
+    read, final = f"[pos={model.readout.position}]", f"blocks.{anatomy.n_layers - 1}.resid_post"
+    sites = ("blocks.0.resid_pre", "attn.z", "attn.out", "mlp.out", final)
     trace = model.trace(
         chunk.clean,
-        capture=[
-            "blocks.0.resid_pre[pos=-1]",
-            "attn.z[pos=-1]",
-            "attn.out[pos=-1]",
-            "mlp.out[pos=-1]",
-            f"blocks.{anatomy.n_layers - 1}.resid_post[pos=-1]",
-        ],
+        capture=[f"{site}{read}" for site in sites],
         logits="last",
     )
     norm = model.module.get_submodule(anatomy.final_norm or "")
-    last = trace[f"blocks.{anatomy.n_layers - 1}.resid_post[pos=-1]"][:, 0].float()
+    last = trace[f"{final}{read}"][:, 0].float()
     reader = _Reader(norm, last, directions)
     heads, mlps, biases = [], [], torch.zeros(len(chunk))
     for layer in range(anatomy.n_layers):
-        z = trace[f"blocks.{layer}.attn.z[pos=-1]"][:, 0].float()
+        z = trace[f"blocks.{layer}.attn.z{read}"][:, 0].float()
         outputs = torch.stack(
             [model.weights.W_O(layer, h).detach().float() for h in range(z.shape[1])]
         )
         written = torch.einsum("bhk,hkd->bhd", z, outputs)
-        whole = trace[f"blocks.{layer}.attn.out[pos=-1]"][:, 0].float()
+        whole = trace[f"blocks.{layer}.attn.out{read}"][:, 0].float()
         heads.append(reader(written))
         biases = biases + reader((whole - written.sum(1)).unsqueeze(1))[:, 0]
-        mlps.append(reader(trace[f"blocks.{layer}.mlp.out[pos=-1]"].float())[:, 0])
-    start = reader(trace["blocks.0.resid_pre[pos=-1]"].float())[:, 0]
+        mlps.append(reader(trace[f"blocks.{layer}.mlp.out{read}"].float())[:, 0])
+    start = reader(trace[f"blocks.0.resid_pre{read}"].float())[:, 0]
     logits = trace.logits
     total = _total(logits, chunk)
     constant = (

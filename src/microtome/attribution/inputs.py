@@ -204,7 +204,7 @@ def _integrated_gradients(task: _Task, chunk: Examples) -> _Part:
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         change = _EMBEDDING.apply(_between(base, float(node)))
         found = task.model.gradients(
-            task.measure(chunk), _EMBEDDING, chunk.clean, interventions=[change]
+            task.measure(chunk), _EMBEDDING, chunk.clean, interventions=[change], logits="last"
         )
         slope += float(weight) * found[_EMBEDDING].double()
     distance = embed(task.model, chunk.clean, "Input attribution").double() - base.double()
@@ -218,7 +218,7 @@ def _between(base: torch.Tensor, share: float) -> Callable[[torch.Tensor], torch
 
 def _gradient_x_input(task: _Task, chunk: Examples) -> _Part:
     base = task.base(chunk)
-    found = task.model.gradients(task.measure(chunk), _EMBEDDING, chunk.clean)
+    found = task.model.gradients(task.measure(chunk), _EMBEDDING, chunk.clean, logits="last")
     distance = found.value(_EMBEDDING).detach().double() - base.double()
     values = (distance * found[_EMBEDDING].double()).sum(-1).cpu().numpy()
     return _Part(values, found.metric.double().cpu().numpy())

@@ -19,7 +19,7 @@ class ComponentScores(Result, version=2):
     """A number for every head and MLP, per example.
 
     Attributes:
-        names: Components, ``"a3.h1"`` for heads and ``"m3"`` for MLPs.
+        names: Components, ``"a3.h1"`` for heads, ``"m3"`` for MLPs and ``"m3.n17"`` for neurons.
         values: ``[example, component]``.
         method: How they were computed.
         metric: Name of the metric they are about.

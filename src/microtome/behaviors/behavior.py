@@ -83,6 +83,7 @@ class Behavior:
         tokenizer = getattr(model, "tokenizer", model)
         anatomy = getattr(model, "anatomy", None)
         context = None if anatomy is None else anatomy.context
+        readout = getattr(model, "readout", None)
         return prepare(
             self.items,
             tokenizer,
@@ -91,6 +92,7 @@ class Behavior:
             longest=max_length or context,
             behavior=self.name,
             strict=self.misfits == "refuse",
+            labels=() if readout is None else readout.labels,
         )
 
     def check(self, model: Model, *, seed: int = 0) -> Check:

@@ -16,6 +16,7 @@ from microtome.behaviors.metrics import (
     Metric,
     SequenceLogProbability,
     metric,
+    require_end,
 )
 from microtome.core.stats import Interval, cluster_bootstrap
 from microtome.errors import ConfigError, EmptyDataError, MetricError
@@ -145,6 +146,7 @@ def _scores(
         plain = _logits(model.trace(prompts, logits="last").logits)
         return chosen.between(plain[:, 0], changed[:, 0]).cpu().numpy()
     if isinstance(chosen, SequenceLogProbability):
+        require_end(chosen, model.readout)
         return _sequence_scores(model, chunk, chosen, prompts, changes)
     raise MetricError(
         f"{chosen!r} is no metric that can be run; give a name or make one with custom_metric()."

@@ -14,12 +14,16 @@ import torch
 
 from microtome.behaviors.examples import Example, Tokens
 from microtome.errors import MetricError, UnknownNameError, nearest
+from microtome.models.readout import Readout
 
 Value = Callable[[torch.Tensor, Example], torch.Tensor]
 """From the logits behind an example's prompt, ``[vocab]``, to a number."""
 
 Direction = Callable[[Example], tuple[tuple[int, ...], tuple[float, ...]]]
 """From an example to token ids and the weights of their logits."""
+
+Values = Callable[[torch.Tensor, Sequence[Example]], torch.Tensor]
+"""From the logits behind several prompts, ``[batch, vocab]``, to a number for each."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class LastTokenMetric:
         value: The function that gives it.
         weights: Token ids and weights, for a metric that is linear in the logits.
         higher_is_better: Whether a larger value means more of the behavior.
+        values: The same for several examples at once, where that is faster than one by one.
     """
 
     name: str
@@ -42,6 +47,7 @@ class LastTokenMetric:
     value: Value = field(repr=False)
     weights: Direction | None = field(default=None, repr=False)
     higher_is_better: bool = True
+    values: Values | None = field(default=None, repr=False)
 
     @property
     def linear(self) -> bool:
@@ -95,6 +101,8 @@ class LastTokenMetric:
                 f"{self.name} cannot be computed: the logits of example {examples[row].index} "
                 "hold NaN."
             )
+        if self.values is not None and len(examples):
+            return self.values(read.float(), examples)
         values = [self.value(row.float(), e) for row, e in zip(read, examples, strict=True)]
         if any(not isinstance(v, torch.Tensor) or v.ndim != 0 for v in values):
             raise MetricError(f"{self.name} must give a tensor without axes for every example.")
@@ -114,6 +122,30 @@ def first_tokens(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _logit_difference(row: torch.Tensor, example: Example) -> torch.Tensor:
     right, wrong = first_tokens(example)
     return row[list(right)].mean() - row[list(wrong)].mean()
+
+
+def _logit_differences(rows: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
+    right, wrong = (_read(rows, ids) for ids in _first_tokens(examples))
+    return right.nanmean(1) - wrong.nanmean(1)
+
+
+def _accuracies(rows: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
+    both = (_read(rows, ids) for ids in _first_tokens(examples))
+    a, b = (found.masked_fill(found.isnan(), -torch.inf).amax(1) for found in both)
+    return (a > b).float() + 0.5 * (a == b).float()
+
+
+def _first_tokens(examples: Sequence[Example]) -> tuple[list[Tokens], list[Tokens]]:
+    found = [first_tokens(e) for e in examples]
+    return [right for right, _ in found], [wrong for _, wrong in found]
+
+
+def _read(rows: torch.Tensor, ids: Sequence[Tokens]) -> torch.Tensor:
+    """Return the logits of some tokens of each row ``[batch, most]``, NaN where it has fewer."""
+    most = max(len(i) for i in ids)
+    places = torch.tensor([(*i, *([-1] * (most - len(i)))) for i in ids], device=rows.device)
+    found = rows.gather(1, places.clamp(min=0))
+    return found if bool((places >= 0).all()) else found.where(places >= 0, torch.nan)
 
 
 def _probability_difference(row: torch.Tensor, example: Example) -> torch.Tensor:
@@ -274,15 +306,33 @@ class KLToUnchanged:
 
 Metric = LastTokenMetric | SequenceLogProbability | KLToUnchanged
 
+
+def require_end(metric: Metric, readout: Readout) -> None:
+    """Refuse a metric of whole continuations for a model that does not answer at the prompt's end.
+
+    Raises:
+        MetricError: If it is one.
+    """
+    if readout.place != "last" and isinstance(metric, SequenceLogProbability):
+        raise MetricError(
+            f"{metric.name} reads what follows the prompt, but this model answers at its "
+            f"{readout.place} position. Take a metric such as logit_difference."
+        )
+
+
 METRICS: dict[str, Metric] = {
     "logit_difference": LastTokenMetric(
-        "logit_difference", "logits", _logit_difference, _difference_weights
+        "logit_difference",
+        "logits",
+        _logit_difference,
+        _difference_weights,
+        values=_logit_differences,
     ),
     "probability_difference": LastTokenMetric(
         "probability_difference", "probability", _probability_difference
     ),
     "sequence_log_probability": SequenceLogProbability(),
-    "accuracy": LastTokenMetric("accuracy", "share", _accuracy),
+    "accuracy": LastTokenMetric("accuracy", "share", _accuracy, values=_accuracies),
     "kl_to_unchanged": KLToUnchanged(),
     "loss": LastTokenMetric("loss", "nats", _loss, higher_is_better=False),
 }

@@ -29,6 +29,7 @@ def prepare(
     longest: int | None,
     behavior: str,
     strict: bool = False,
+    labels: Sequence[str] = (),
 ) -> Examples:
     """Turn items into token ids and keep as many as wanted in each split.
 
@@ -44,6 +45,8 @@ def prepare(
         longest: Longest prompt in tokens, None if not limited.
         behavior: Name, for errors.
         strict: Refuse the items instead of dropping any.
+        labels: What the model's logits stand for, if not tokens: answers are looked up there,
+            without blanks around them.
 
     Raises:
         EmptyDataError: If nothing is left.
@@ -54,7 +57,7 @@ def prepare(
         raise TokenizerError(
             f"{behavior} is text, but the model has no tokenizer. Pass tokenizer=... to load."
         )
-    fitting = _Fitting(Encoder(tokenizer, bos), longest)
+    fitting = _Fitting(Encoder(tokenizer, bos), longest, tuple(labels))
     kept: list[Example] = []
     for split in SPLITS:
         pool = [i for i in items if i.split == split]
@@ -193,6 +196,7 @@ class _Fitting:
 
     encode: Encoder
     longest: int | None
+    labels: tuple[str, ...] = ()
     misfits: list[_Misfit] = field(default_factory=list)
     seen: dict[tuple[Tokens, Tokens], Item] = field(default_factory=dict)
 
@@ -239,14 +243,17 @@ class _Fitting:
         length: int,
     ) -> tuple[str, str] | None:
         if answers is None or wrongs is None:
+            if self.labels:
+                return "an answer is no label of the model", ", ".join(self.labels)
             return "the tokenizer merges the prompt's end with the answer", ""
         both = (*answers, *wrongs)
-        if not all(self.encode.knows(t) for t in both):
+        if not self.labels and not all(self.encode.knows(t) for t in both):
             return UNKNOWN, " ".join(self.encode.shown(t) for t in both)
         if {a[0] for a in answers} & {w[0] for w in wrongs}:
-            detail = " and ".join(self.encode.shown(t) for t in both)
+            shown = (self.labels[t[0]] if self.labels else self.encode.shown(t) for t in both)
+            detail = " and ".join(shown)
             return "an answer and a wrong answer begin with the same token", detail
-        whole = length + max(len(t) for t in both)
+        whole = length + (0 if self.labels else max(len(t) for t in both))
         if self.longest is not None and whole > self.longest:
             return "it is longer than the model's context", f"{whole} tokens, {self.longest} fit"
         return None
@@ -259,8 +266,11 @@ class _Fitting:
     ) -> tuple[Tokens, ...] | None:
         """Return the tokens that each text adds behind either prompt, None where tokens merge.
 
-        Of sets, those that merge are left out.
+        Of sets, those that merge are left out. Where logits stand for labels, each text is one.
         """
+        if self.labels:
+            known = [self.labels.index(t) for t in map(str.strip, texts) if t in self.labels]
+            return tuple((n,) for n in known) if len(known) == len(texts) else None
         found = []
         for text in texts:
             behind = self.encode.ids(item.clean + text)

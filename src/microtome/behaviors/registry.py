@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from microtome.behaviors.behavior import Behavior
-from microtome.behaviors.generators import code, english, lookup, numbers, statements
+from microtome.behaviors.generators import code, english, lookup, numbers, statements, symbols
 from microtome.errors import UnknownNameError, nearest
 
 _GENERATORS: dict[str, Callable[..., Behavior]] = {
@@ -15,6 +15,7 @@ _GENERATORS: dict[str, Callable[..., Behavior]] = {
     **statements.GENERATORS,
     **lookup.GENERATORS,
     **numbers.GENERATORS,
+    **symbols.GENERATORS,
 }
 
 CODE = tuple(code.GENERATORS)

@@ -44,7 +44,9 @@ def connections(
     if not isinstance(chosen, LastTokenMetric):
         raise MetricError(f"{chosen.name} does not read the prompt's end.")
     sites = sorted({str(_whole(node)) for node in circuit.parts})
-    slopes = model.gradients(lambda lo, le: chosen(lo, le, examples), sites, examples.clean)
+    slopes = model.gradients(
+        lambda lo, le: chosen(lo, le, examples), sites, examples.clean, logits="last"
+    )
     other = model.trace(examples.corrupt, capture=sites, logits=None)
     weights: dict[tuple[str, str], float] = {}
     for source in circuit.parts:

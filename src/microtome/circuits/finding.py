@@ -22,7 +22,10 @@ from microtome.circuits.edges.exact import exact_edges
 from microtome.circuits.edges.information_flow import information_flow
 from microtome.circuits.edges.mask_gradients import mask_gradients
 from microtome.circuits.latents import exact_latents, latent_support
+from microtome.circuits.neurons import NeuronAblator, neuron_support
+from microtome.circuits.places import split_of
 from microtome.circuits.references import check_ablation
+from microtome.circuits.results import Level
 from microtome.circuits.search.acdc import acdc
 from microtome.circuits.search.contextual import contextual_decomposition
 from microtome.circuits.search.ensembles import rank_ensemble
@@ -36,13 +39,10 @@ if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import Metric
     from microtome.circuits.edges.scores import EdgeScores
-    from microtome.circuits.results import Level
     from microtome.tracing.model import Model
 
 Method = Literal["attribution", "exact", "contextual-decomposition"]
 METHODS: tuple[Method, ...] = get_args(Method)
-
-LatentMethod = Literal["latent-attribution", "latent-exact"]
 
 EdgeMethod = Literal[
     "eap",
@@ -74,7 +74,7 @@ class Finder:
 
     Attributes:
         name: The name it is asked for by.
-        level: Whether it scores nodes, latents or edges.
+        level: Whether it scores nodes or edges.
         run: ``(model, examples, **options)`` to scores.
         needs: What it computes, in a few words.
         per_example: Whether every example is scored on its own, so that scores of several are
@@ -93,11 +93,7 @@ class Finder:
 
 @overload
 def find(
-    model: Model,
-    examples: Examples | Behavior,
-    *,
-    method: Method | LatentMethod = ...,
-    **options: Any,
+    model: Model, examples: Examples | Behavior, *, method: Method = ..., **options: Any
 ) -> ComponentScores: ...
 
 
@@ -112,7 +108,12 @@ def find(model: Model, examples: Examples | Behavior, *, method: str, **options:
 
 
 def find(
-    model: Model, examples: Examples | Behavior, *, method: str = "attribution", **options: Any
+    model: Model,
+    examples: Examples | Behavior,
+    *,
+    method: str = "attribution",
+    level: Level | None = None,
+    **options: Any,
 ) -> Any:
     """Score every node, latent or edge by its support for a behavior.
 
@@ -120,26 +121,31 @@ def find(
         model: A transformer.
         examples: Where to look: the train split; a behavior is prepared and its train split taken.
         method: A name of ``FINDERS``: ``attribution``, ``exact`` or ``contextual-decomposition``
-            for nodes; ``latent-attribution`` or ``latent-exact`` for the latents and errors of
-            attached codecs; ``eap``, ``eap-ig``, ``clean-corrupted``, ``eap-ig-activations``,
+            for nodes; ``eap``, ``eap-ig``, ``clean-corrupted``, ``eap-ig-activations``,
             ``mask-ig``, ``information-flow``, ``exact-edges``, ``acdc``, ``edge-pruning``, ``ugs``,
             ``rank-ensemble`` or (patented, it writes a notice) ``relp`` for edges.
-        options: Of the method: ``metric``, ``ablation``, and where it has them ``reference``,
-            ``steps``, ``seed`` and others.
+        level: What is scored: ``node`` (heads and MLPs), ``neuron`` (heads and neurons), ``latent``
+            (latents and errors of attached codecs), ``edge``, ``role-edge`` or ``position-edge``
+            (edges told apart by role or position, the same as ``split="role"`` or
+            ``split="position"``); by default what the method scores.
+        options: Of the method: ``metric``, ``ablation``, and where it has them ``split``,
+            ``reference``, ``steps``, ``seed`` and others.
 
     Returns:
         :class:`microtome.attribution.ComponentScores` of nodes or latents, or
         :class:`microtome.circuits.EdgeScores`.
 
     Raises:
-        UnknownNameError: If the method is unknown.
-        ConfigError: If the method takes no such option.
+        UnknownNameError: If the method or the level is unknown.
+        ConfigError: If the method takes no such option, or scores parts of another level.
     """
     from microtome.behaviors.behavior import Behavior as _Behavior
 
     if method not in FINDERS:
         raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
     finder = FINDERS[method]
+    if level is not None:
+        options |= options_for(finder, level)
     allowed = list(inspect.signature(finder.run).parameters)[2:]
     wrong = [name for name in options if name not in allowed]
     if wrong:
@@ -151,16 +157,56 @@ def find(
     return finder.run(model, examples, **options)
 
 
+def options_for(finder: Finder, level: Level) -> dict[str, Any]:
+    """Return what a finder has to be told to score parts of a level.
+
+    Raises:
+        UnknownNameError: If the level is unknown.
+        ConfigError: If it scores no such parts.
+    """
+    if level not in get_args(Level):
+        raise UnknownNameError(f"No level {level!r}{nearest(level, get_args(Level))}.")
+    if level == "neuron-edge":
+        raise ConfigError(
+            "Edges that leave neurons are scored by microtome.circuits.neuron_edges, which has to "
+            "be told how many neurons to keep apart."
+        )
+    taken = inspect.signature(finder.run).parameters
+    wanted: dict[str, Any] = {}
+    if split_of(level) is not None:
+        wanted = {"split": split_of(level)}
+    elif level in ("neuron", "latent"):
+        wanted = {"level": level}
+    same = level.endswith("edge") == (finder.level == "edge")
+    if not same or any(name not in taken for name in wanted):
+        able = [
+            other.name
+            for other in FINDERS.values()
+            if level.endswith("edge") == (other.level == "edge")
+            and all(name in inspect.signature(other.run).parameters for name in wanted)
+        ]
+        raise ConfigError(
+            f"method={finder.name!r} scores no {level}s; those that do are {', '.join(able)}."
+        )
+    return wanted
+
+
 def _attribution(
     model: Model,
     examples: Examples,
     *,
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
+    level: Level = "node",
 ) -> ComponentScores:
     # both ends are runs of prompts, whatever ablated nodes give elsewhere
     check_ablation(ablation)
     chosen = single_row(metric, "Attribution")
+    if level == "latent":
+        return latent_support(model, examples, metric=chosen, ablation=ablation)
+    if level == "neuron":
+        names, found = neuron_support(model, examples, metric=chosen)
+        return _scores(model, names, found, "attribution", chosen.name)
     values = support_at_both_ends(model, examples, metric=chosen)
     return _scores(model, component_names(model), values, "attribution", chosen.name)
 
@@ -171,8 +217,16 @@ def _exact(
     *,
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
+    level: Level = "node",
 ) -> ComponentScores:
     name = single_row(metric, "Exact node patching").name
+    if level == "latent":
+        return exact_latents(model, examples, metric=metric, ablation=ablation)
+    if level == "neuron":
+        neurons = NeuronAblator(model, examples, ablation=ablation)
+        alone = [np.array([], dtype=int), *np.arange(len(neurons.universe))[:, None]]
+        lost = neurons.run_cuts(alone, [metric])[name]
+        return _scores(model, neurons.universe, (lost[0] - lost[1:]).T, "exact", name)
     ablator = Ablator(model, examples, ablation=ablation)
     everything = frozenset(ablator.universe)
     circuits = [everything, *(everything - {n} for n in ablator.universe)]
@@ -200,10 +254,6 @@ FINDERS: dict[str, Finder] = {
             contextual_decomposition,
             "each node's relevance followed forward",
         ),
-        Finder(
-            "latent-attribution", "latent", latent_support, "gradients at both ends", unasked=False
-        ),
-        Finder("latent-exact", "latent", exact_latents, "each latent ablated alone", unasked=False),
         Finder("acdc", "edge", acdc, "edges removed greedily", per_example=False, unasked=False),
         Finder(
             "edge-pruning",

@@ -2,20 +2,22 @@
 
 Sources are the embedding, every head and every MLP; targets are the q, k and v port of every head
 (k and v of every key/value head where queries share them), the input of every MLP, and the logits.
-An edge ``u->v`` is the part of v's input that u wrote. Everything is held in arrays; which edges
-are possible follows from the order of the blocks and is computed, not stored.
+An edge ``u->v`` is the part of v's input that u wrote; ``u->v@subject`` is that part at the
+positions of one role, ``u->v@3`` at one position. Everything is held in arrays; which edges are
+possible follows from the order of the blocks and is computed, not stored.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from microtome.circuits.connectivity import connected
 from microtome.errors import UnknownNameError, nearest
 from microtome.tracing.catalog import require_anatomy, require_sums
 
@@ -26,7 +28,7 @@ EMBED, LOGITS = "embed", "logits"
 
 Port = Literal["q", "k", "v", "in", "logits"]
 
-_TARGET = re.compile(r"(?P<node>a\d+\.[hg]\d+)<(?P<port>[qkv])>|(?P<mlp>m\d+)|logits")
+_TARGET = re.compile(r"(?:(?P<node>a\d+\.[hg]\d+)<(?P<port>[qkv])>|(?P<mlp>m\d+))(?:@.+)?|logits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,9 @@ class ComponentGraph:
         source_order: When each source writes ``[source]``.
         target_order: When each target reads ``[target]``; it sees what was written before.
         group_size: Query heads for each key/value head, by block (0 without attention).
+        places: Places by which targets are told apart, ``a0.h0<q>@subject``; none by default. The
+            logits read at the prompt's end only and are not told apart.
+        ordered: Whether the places are positions, first to last.
     """
 
     sources: tuple[str, ...]
@@ -48,6 +53,8 @@ class ComponentGraph:
     source_order: np.ndarray
     target_order: np.ndarray
     group_size: tuple[int, ...]
+    places: tuple[str, ...] = ()
+    ordered: bool = False
 
     @staticmethod
     def of(model: Model) -> ComponentGraph:
@@ -87,6 +94,34 @@ class ComponentGraph:
             tuple(groups),
         )
 
+    def at_places(self, places: Sequence[str], *, ordered: bool = False) -> ComponentGraph:
+        """Return the graph with every target but the logits told apart by place.
+
+        Args:
+            places: Names of roles, or numbers of positions.
+            ordered: Whether they are positions, first to last.
+        """
+        targets = [f"{t}@{place}" for t in self.targets[:-1] for place in places]
+        return replace(
+            self,
+            targets=(*targets, LOGITS),
+            target_order=np.append(
+                self.target_order[:-1].repeat(len(places)), self.target_order[-1]
+            ),
+            places=tuple(places),
+            ordered=ordered,
+        )
+
+    @cached_property
+    def place_number(self) -> dict[str, int]:
+        """Number of each place by its name."""
+        return {place: i for i, place in enumerate(self.places)}
+
+    @cached_property
+    def place_numbers(self) -> np.ndarray:
+        """Number of each target's place, -1 where it has none ``[target]``."""
+        return np.array([self.place_number.get(t.partition("@")[2], -1) for t in self.targets])
+
     @cached_property
     def possible(self) -> np.ndarray:
         """Whether a source can reach a target directly ``[source, target]``."""
@@ -103,6 +138,16 @@ class ComponentGraph:
         return tuple(f"{self.sources[u]}->{self.targets[v]}" for u, v in self.pairs)
 
     @cached_property
+    def _neurons(self) -> dict[str, tuple[str, ...]]:
+        """Sources that an MLP is told apart into, by its name."""
+        found: dict[str, tuple[str, ...]] = {}
+        for source in self.sources:
+            owner, dot, _ = source.partition(".")
+            if owner[0] == "m" and dot:
+                found[owner] = (*found.get(owner, ()), source)
+        return found
+
+    @cached_property
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.edges)}
 
@@ -112,12 +157,12 @@ class ComponentGraph:
         return len(self.pairs)
 
     def readers(self, target: str) -> tuple[str, ...]:
-        """Return the heads or the MLP whose input a target is, ``("logits",)`` for the logits."""
+        """Return the sources whose input a target is, ``("logits",)`` for the logits."""
         if target == LOGITS:
             return (LOGITS,)
-        node = target.split("<")[0]
+        node = target.split("@")[0].split("<")[0]
         if ".g" not in node:
-            return (node,)
+            return self._neurons.get(node, (node,))
         layer, group = int(node[1 : node.index(".")]), int(node.split(".g")[1])
         size = self.group_size[layer]
         return tuple(f"a{layer}.h{group * size + n}" for n in range(size))
@@ -153,18 +198,7 @@ class ComponentGraph:
 
     def connected(self, mask: np.ndarray) -> np.ndarray:
         """Return the mask without edges that lie on no path from the embedding to the logits."""
-        kept = mask & self.possible
-        while True:
-            read = {r for v in np.flatnonzero(kept.any(0)) for r in self.readers(self.targets[v])}
-            write = {self.sources[u] for u in np.flatnonzero(kept.any(1))}
-            fed = np.array([s == EMBED or s in read for s in self.sources])
-            used = np.array(
-                [t == LOGITS or any(r in write for r in self.readers(t)) for t in self.targets]
-            )
-            smaller = kept & fed[:, None] & used[None, :]
-            if (smaller == kept).all():
-                return np.asarray(kept)
-            kept = smaller
+        return connected(self, mask)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield source and target of every possible edge."""

@@ -232,7 +232,7 @@ def latent_support(
             if not is_latents(at(site).name):
                 summed = summed.flatten(1).sum(1, keepdim=True)
             values[places, parts.spans[site]] = summed.cpu().numpy()
-    method = "latent-attribution" if steps == 1 else f"latent-attribution, {steps} steps"
+    method = "attribution" if steps == 1 else f"integrated gradients, {steps} steps"
     return _scores(model, parts.names, values, method, chosen.name, MEANING[ablation])
 
 
@@ -293,7 +293,7 @@ def exact_latents(
     found = ablator.run_cuts([everything, *(np.array([n]) for n in moved)], [metric])[chosen.name]
     values = np.zeros_like(first_order.values)
     values[:, moved] = (found[0] - found[1:]).T
-    return _scores(model, ablator.universe, values, "latent-exact", chosen.name, MEANING["exact"])
+    return _scores(model, ablator.universe, values, "exact", chosen.name, MEANING["exact"])
 
 
 def _scores(

@@ -18,7 +18,7 @@ Kind = Literal["embed", "head", "group", "mlp", "neuron", "latent", "logits"]
 _NAME = re.compile(
     r"(?P<end>embed|logits)"
     r"|a(?P<attention>\d+)\.(?P<letter>[hg])(?P<head>\d+)"
-    r"|m(?P<mlp>\d+)(?:\.n(?P<neuron>\d+))?"
+    r"|m(?P<mlp>\d+)(?:\.n(?P<neuron>\d+)|\.rest)?"
     r"|(?:blocks\.(?P<block>\d+)\.)[\w.]+/(?P<sae>[\w.-]+)\[latent=(?P<latent>\d+)\]"
 )
 
@@ -28,8 +28,9 @@ class Part:
     """One end of an edge, or a node.
 
     Attributes:
-        node: Its name without port: ``a3.h1``, ``a3.g0``, ``m3``, ``m3.n17``, ``embed``,
-            ``blocks.3.mlp.out/NAME[latent=17]``; with the place behind ``@`` where there is one.
+        node: Its name without port: ``a3.h1``, ``a3.g0``, ``m3``, ``m3.n17``, ``m3.rest`` (its
+            other neurons), ``embed``, ``blocks.3.mlp.out/NAME[latent=17]``; with the
+            place behind ``@`` where there is one.
         kind: What it is; ``group`` is a key/value group.
         layer: Its block; 0 for embeddings and logits.
         index: Number of the head, group, neuron or latent.

@@ -19,20 +19,24 @@ if TYPE_CHECKING:
     from microtome.circuits.parts import Scores
     from microtome.views import CircuitDiagram
 
-Level = Literal["node", "latent", "edge"]
+Level = Literal["node", "neuron", "latent", "edge", "role-edge", "position-edge", "neuron-edge"]
+"""What the parts of a circuit are: heads and MLPs, heads and neurons, latents and errors of codecs,
+edges, edges at the positions of one role, edges at one position, edges that leave single neurons
+(scored, but not run)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit(Result, version=2):
-    """A set of parts of a model: of its heads and MLPs, or of the edges between them.
+    """A set of parts of a model: of its heads, MLPs and neurons, or of the edges between them.
 
     Attributes:
         parts: The parts that belong to it, in the order of the universe.
         universe: All parts of the model.
         method: How it was found.
-        level: ``node`` (parts are ``a0.h1`` and ``m2``), ``latent``
-            (``blocks.3.resid_post/NAME[latent=17]``, ``blocks.3.resid_post/NAME.error``) or
-            ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``).
+        level: ``node`` (parts are ``a0.h1`` and ``m2``), ``neuron`` (``a0.h1`` and ``m2.n17``),
+            ``latent`` (``blocks.3.resid_post/NAME[latent=17]`` and
+            ``blocks.3.resid_post/NAME.error``), ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``),
+            ``role-edge`` (``a0.h1->m2@subject``) or ``position-edge`` (``a0.h1->m2@3``).
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """
@@ -53,6 +57,11 @@ class Circuit(Result, version=2):
     def rest(self) -> frozenset[str]:
         """The parts outside."""
         return frozenset(self.universe) - self.kept
+
+    @property
+    def of_edges(self) -> bool:
+        """Whether its parts are edges, told apart by place or not."""
+        return self.level.endswith("edge")
 
     @property
     def share(self) -> float:
@@ -76,6 +85,7 @@ class Circuit(Result, version=2):
         *,
         classes: Mapping[str, str] | None = None,
         max_edges: int = 200,
+        by_place: bool = False,
     ) -> CircuitDiagram:
         """Return the circuit as a layered diagram; see :func:`microtome.circuits.diagram`.
 
@@ -83,13 +93,14 @@ class Circuit(Result, version=2):
             scores: Scores of its parts, ``EdgeScores`` or a mapping by name: width and sign.
             classes: Named class of nodes; the diagram's ``collapsed()`` joins those of one class.
             max_edges: How many edges are drawn, the strongest.
+            by_place: Whether edges told apart by role or position are drawn apart.
 
         Raises:
             ConfigError: If more nodes would be drawn than can be told apart.
         """
         from microtome.circuits.drawing.diagrams import diagram
 
-        return diagram(self, scores, classes=classes, max_edges=max_edges)
+        return diagram(self, scores, classes=classes, max_edges=max_edges, by_place=by_place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,8 +218,8 @@ class Nulls(Result):
 
     Attributes:
         twins: Closeness, item by item, of the circuit found in each twin to that twin.
-        permuted: Guaranteed closeness of the circuits found for permuted answers, on test answers
-            permuted likewise: their effect as a share of that of the true answers.
+        permuted: Size of the effect of the circuits found for permuted answers, on test answers
+            permuted likewise, as a share of the effect of the true answers.
         random: That of random subgraphs matched by layer and type, on the true answers: a floor.
         twin_curves: Faithfulness of each twin's circuits on validation ``[twin, size]``.
         sizes: Sizes of the curves.

@@ -25,6 +25,7 @@ from microtome.tracing.suffix import suffix_facts
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Example, Examples
+    from microtome.circuits.results import Level
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
@@ -74,7 +75,7 @@ class CircuitRunner(ABC, Generic[Cut]):
         ConfigError: If the ablation is unknown.
     """
 
-    level: str
+    level: Level
 
     def __init__(
         self,
@@ -212,8 +213,8 @@ class CircuitRunner(ABC, Generic[Cut]):
         changes = self._changes(group, cuts, start)
         entry = Entry(start, stream, rows)
         last = wave(self.model, group.base, [entry], first=group.first, interventions=changes)
-        ends = torch.tensor([len(e.clean) for e in group.examples]) - 1 - group.first
-        return self.model.tail(last, ends[rows].unsqueeze(1))
+        read = self.model.readout.positions([len(e.clean) for e in group.examples]) - group.first
+        return self.model.tail(last, read[rows].unsqueeze(1))
 
     def _known_to_agree(self, known: dict[str, bool]) -> bool:
         key = self._kind()

@@ -34,7 +34,14 @@ STABLE = 0.7
 TAKES_OVER = 0.05
 """Additional share of the metric that a backup carries once the circuit is ablated."""
 
-NOUNS: Mapping[Level, str] = {"node": "heads and MLPs", "edge": "edges"}
+NOUNS: Mapping[Level, str] = {
+    "node": "heads and MLPs",
+    "neuron": "heads and neurons",
+    "edge": "edges",
+    "role-edge": "edges at the positions of a role",
+    "position-edge": "edges at a position",
+    "neuron-edge": "edges that leave neurons",
+}
 """What the parts of a circuit are called."""
 
 GRADES = ("sufficient and necessary", "sufficient, redundant", "sufficient only", "not established")
@@ -151,13 +158,14 @@ def _sufficient(evaluation: Evaluation, circuit: Circuit) -> Rule:
 def _better(evidence: Evidence) -> Rule:
     demand = (
         f"closer to the model, item by item, than circuits of equal size found the same way are in "
-        f"{NULLS} twins; guaranteed closeness above that for {NULLS} permutations of the answers, "
-        f"and above {1 - FLOOR:.0%} of random subgraphs"
+        f"{NULLS} twins; guaranteed closeness above the share of the effect, of either sign, that "
+        f"comes out for {NULLS} permutations of the answers, and above the guaranteed closeness of "
+        f"{1 - FLOOR:.0%} of random subgraphs"
     )
     nulls = evidence.nulls
     if nulls is None:
         return Rule(
-            "better than search", demand, "not run: sufficiency failed already", "", "unsure"
+            "better than search", demand, "not run: an earlier rule failed already", "", "unsure"
         )
     evaluation = evidence.evaluation
     items = item_closeness(evaluation.full, evaluation.empty, evaluation.circuit)
@@ -188,7 +196,9 @@ def _inverted(evidence: Evidence) -> Rule:
     )
     accuracy = evidence.inverted_accuracy
     if accuracy is None:
-        return Rule("inverted target", demand, "not run: sufficiency failed already", "", "unsure")
+        return Rule(
+            "inverted target", demand, "not run: an earlier rule failed already", "", "unsure"
+        )
     chance = (
         0.5
         if evidence.gate is None

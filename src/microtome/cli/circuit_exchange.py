@@ -82,6 +82,10 @@ def show(
         Path | None,
         typer.Option(help="A JSON object, node to class: the nodes of one class become one."),
     ] = None,
+    by_place: Annotated[
+        bool,
+        typer.Option("--by-place", help="Draw a part once for each role or position of its edges."),
+    ] = False,
 ) -> None:
     """Draw a circuit; with scores, the HTML file has a slider over its size.
 
@@ -99,13 +103,16 @@ def show(
         return
     found = _read(source, scores, None)
     classes = {k: str(v) for k, v in read_json(collapse).items()} if collapse else None
-    drawing = diagram(found.circuit, found.scores, classes=classes, max_edges=max_edges)
+    drawing = diagram(
+        found.circuit, found.scores, classes=classes, max_edges=max_edges, by_place=by_place
+    )
     if classes:
         drawing = drawing.collapsed()
     if kind == ".svg":
         write_text(out, drawing.to_svg())
     else:
-        moving = _slider(found, curve, max_edges) if found.scores and not classes else None
+        moves = found.scores and not classes and not by_place
+        moving = _slider(found, curve, max_edges) if moves else None
         write_text(out, (moving or drawing).to_document(f"Circuit: {source.name}"))
     print(f"{len(found.circuit)} {found.circuit.level}s drawn in {out}.")
 

@@ -44,6 +44,14 @@ def find(
             "MLPs attribution, exact, contextual-decomposition."
         ),
     ] = "eap-ig",
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="What is scored: role-edge or position-edge (edges told apart by where they are "
+            "read; eap, eap-ig, clean-corrupted, exact-edges), neuron (heads and neurons; "
+            "attribution, exact). By default what the method scores."
+        ),
+    ] = None,
     edges: Annotated[
         int, typer.Option("--edges", help="Edges (or nodes) of the circuit.", min=1)
     ] = 200,
@@ -68,7 +76,7 @@ def find(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score every edge (or node) by its support for a behavior and keep the strongest.
+    """Score every edge (or node, or neuron) by its support for a behavior and keep the strongest.
 
     Example: microtome circuit find python-code quote-closing --method eap --edges 60
     """
@@ -85,7 +93,9 @@ def find(
     examples = task.prepare(opened).split(_split(split))
     with Bars() as bars:
         given = {"ablation": ablation, "metric": metric, "seed": seed, "progress": bars}
-        options = _taken(method, {**given, "edges": edges})
+        options: dict[str, Any] = _taken(method, {**given, "edges": edges})
+        if level is not None:
+            options["level"] = level
         scores = find_scores(opened, examples, method=method, **options)
     circuit = _chosen(opened, scores, edges, connected=connected, signed=signed)
     saved = _saved(out, scores, circuit)
@@ -179,6 +189,7 @@ def _chosen(
 ) -> Circuit:
     """Return the circuit of the strongest parts."""
     from microtome.circuits.edges.scores import EdgeScores as _EdgeScores
+    from microtome.circuits.places import level_by_name
     from microtome.circuits.results import Circuit as _Circuit
     from microtome.errors import UsageError
 
@@ -190,8 +201,9 @@ def _chosen(
     kept = set(scores.ranking(signed=signed)[:size])
     parts = tuple(name for name in scores.names if name in kept)
     return _Circuit(
-        parts, scores.names, scores.method, model=opened.fingerprint, provenance=scores.provenance
-    )
+        parts, scores.names, scores.method, level=level_by_name(scores.names),
+        model=opened.fingerprint, provenance=scores.provenance,
+    )  # fmt: skip
 
 
 def _saved(out: Path | None, scores: Any, circuit: Circuit) -> dict[str, str]:

@@ -97,15 +97,9 @@ def dissect(
 
     use_home(home)
     config = Config(
-        faithfulness=faithfulness,
-        ablation=ablation,
-        method=method,
-        nulls=nulls,
-        edges=edges,
-        names=names,
-        gate=gate,
-        seed=seed,
-    )
+        faithfulness=faithfulness, ablation=ablation, method=method, nulls=nulls, edges=edges,
+        names=names, gate=gate, seed=seed,
+    )  # fmt: skip
     task = open_behavior(behavior, n, seed)
     other = None if versus is None else open_behavior(versus, n, seed)
     folder = out or home_folder() / "runs" / f"dissect-{Path(model).name}-{task.name}-{seed}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import sae_harvest, sae_reading
+from microtome.cli import sae_harvest, sae_reading, sae_training
 
 app = typer.Typer(
     name="sae",
@@ -12,8 +12,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("harvest")(sae_harvest.harvest)
+app.command("train")(sae_training.train)
 app.command("eval")(sae_reading.evaluate)
 app.command("latents")(sae_reading.latents)
+app.command("show")(sae_reading.show)
 app.command("convert")(sae_reading.convert)
 
 

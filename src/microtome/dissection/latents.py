@@ -179,7 +179,7 @@ def name_latents(
     universe = tuple(f"{site}[latent={n}]" for n in range(coder.d_sae)) + (str(one.error),)
 
     def judged(parts: tuple[str, ...]) -> Evaluation:
-        chosen = Circuit(parts, universe, "latent-attribution", level="latent")
+        chosen = Circuit(parts, universe, "attribution", level="latent")
         return evaluate(model, test, chosen, metric=metric, seed=seed)
 
     return NamedLatents(

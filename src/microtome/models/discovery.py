@@ -115,7 +115,8 @@ def probe_tokens(vocab: int, context: int | None, device: torch.device) -> torch
     """Return two rows of distinct random token ids; the same ones for the same vocabulary."""
     generator = torch.Generator().manual_seed(0)
     length = min(PROBE_TOKENS, context or PROBE_TOKENS)
-    low = min(5, vocab - 1)
+    # special tokens come first in most vocabularies; the smallest have few others
+    low = 5 if vocab > 6 else 0
     return torch.randint(low, vocab, (2, length), generator=generator).to(device)
 
 
@@ -178,8 +179,8 @@ def block_paths(module: nn.Module) -> tuple[str, ...]:
 def record_changed(module: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits after changing the last token of each row."""
     changed = tokens.clone()
-    changed[:, -1] = tokens[:, 0] if tokens.shape[1] > 1 else tokens[:, -1]
-    changed[:, -1] = torch.where(changed[:, -1] == tokens[:, -1], tokens[:, 1], changed[:, -1])
+    last = tokens[:, -1]
+    changed[:, -1] = torch.where(last > 0, last - 1, last + 1)
     with torch.no_grad():
         return logits_of(module(changed, **plain_call(module)))
 

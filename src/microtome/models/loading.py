@@ -20,7 +20,7 @@ from microtome.errors import (
     UnsafeFileError,
     nearest,
 )
-from microtome.models import hf
+from microtome.models import hf, transformer_lens
 from microtome.models.specimens import plain_specimen, specimen_folder, specimen_names
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
@@ -55,8 +55,8 @@ def open_module(
     """Open a model without looking inside.
 
     Args:
-        source: A folder with ``config.json`` and safetensors, a hub id, a specimen's name, or a
-            module (used as it is).
+        source: A folder with ``config.json`` and safetensors (of Hugging Face or TransformerLens),
+            a hub id, a specimen's name, or a module (used as it is).
         tokenizer: A tokenizer, its folder or hub id; by default the one in the folder.
         device: Where the model goes; it stays where it is by default.
         dtype: Type of the weights: float32 by default for folders, unchanged for modules.
@@ -74,7 +74,7 @@ def open_module(
             module = module.to(device=device, dtype=wanted)
         return Opened(module, _tokenizer(tokenizer, None), type(source).__name__)
     folder, name = _locate(source)
-    plain = plain_specimen(folder)
+    plain = plain_specimen(folder) or transformer_lens.open_folder(folder)
     if plain is not None:
         module = plain.to(wanted or torch.float32)
     else:
@@ -141,14 +141,20 @@ def _check_folder(path: Path) -> None:
     """Refuse a folder without a configuration or with pickles only, and a corrupt weights file."""
     config = path / "config.json"
     if not config.is_file():
-        raise ModelNotFoundError(f"{path} has no config.json, so it is not a model folder.")
+        raise ModelNotFoundError(
+            f"{path} has no config.json, so it is not a model folder. A TransformerLens state dict "
+            "needs its HookedTransformerConfig there, with act_fn at least."
+        )
     try:
         loaded = json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ModelFileError(f"{config} cannot be read as JSON: {error}.") from None
     if not isinstance(loaded, dict) or "model_type" not in loaded:
+        if isinstance(loaded, dict) and transformer_lens.is_lens_config(loaded):
+            return
         raise ModelFileError(
-            f"{config} names no model_type; expected a Hugging Face configuration."
+            f"{config} names no model_type; expected a Hugging Face configuration, or one of "
+            "TransformerLens, which names act_fn."
         )
     weights = sorted(path.glob("*.safetensors"))
     if not weights:

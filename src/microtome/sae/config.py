@@ -12,7 +12,7 @@ from microtome.errors import ConfigError, nearest
 from microtome.sae.architecture import COUNTED, Activation, Architecture, Encoder, Reach
 
 Penalty = Literal["l1", "l0", "tanh", "target"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Asked = Literal["auto", "float32", "bfloat16", "int8"]
 
 PENALTIES: dict[str, tuple[Penalty, ...]] = {
     "relu": ("l1",),
@@ -58,7 +58,7 @@ class Config:
         dead_after: Rows without activity after which a latent counts as dead; 10 million or 5 % of
             the run, whichever is shorter, unless given.
         resample_every: Steps after which dead latents are started again from badly reconstructed
-            rows (Bricken et al., 2023); 0 for never.
+            rows (Bricken et al., 2023), until the learning rate falls; 0 for never.
         penalty: What makes latents sparse where none are counted: ``"l1"`` for ReLU and gated;
             ``"l0"`` (Rajamanoharan et al., 2024b), ``"tanh"`` (Anthropic, 2025) or ``"target"``,
             the squared relative distance from ``target_l0``, for JumpReLU.
@@ -68,7 +68,8 @@ class Config:
         sparsity_warm_up: Share of the run in which the penalty rises from 0.
         bandwidth: Width of JumpReLU's straight-through gradient.
         threshold: JumpReLU's threshold at the start.
-        precision: Of the product that selects: ``"auto"`` measures whether bfloat16 is faster.
+        precision: Of the products that propose which latents to keep: ``"auto"`` measures which of
+            float32, bfloat16 and int8 is fastest. The choice among what they propose is exact.
         seed: Decides initial weights, order of the rows and evaluation rows, each on its own.
         device: Where the coder trains.
         log_every: Steps between two rows of metrics; a hundredth of the run unless given.
@@ -105,7 +106,7 @@ class Config:
     sparsity_warm_up: float = 0.05
     bandwidth: float = 0.05
     threshold: float = 0.01
-    precision: Precision = "auto"
+    precision: Asked = "auto"
     seed: int = 0
     device: str = "cpu"
     log_every: int | None = None
@@ -143,7 +144,7 @@ class Config:
             ("activation", get_args(Activation)),
             ("encoder", get_args(Encoder)),
             ("reach", get_args(Reach)),
-            ("precision", get_args(Precision)),
+            ("precision", get_args(Asked)),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -213,6 +214,11 @@ class Config:
         """Return the weight of the penalty in one step of a run."""
         rise = round(self.sparsity_warm_up * steps)
         return self.sparsity * (min(1.0, (step + 1) / rise) if rise else 1.0)
+
+    def resamples(self, step: int, steps: int) -> bool:
+        """Return whether dead latents start again after a step; not while the rate falls."""
+        every = self.resample_every
+        return every > 0 and step % every == 0 and step <= steps - round(self.decay * steps)
 
     def dead_rows(self, steps: int) -> int:
         """Return after how many rows without activity a latent is dead in a run."""

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from microtome.core.seeds import torch_generator
+from microtome.sae.architecture import COUNTED
 from microtome.sae.coder import SAE
 from microtome.sae.optimization import Optimizer
 
 RESAMPLED_NORM = 0.2
-"""Norm of a resampled encoder row, as a share of the living rows' mean (Bricken et al., 2023)."""
+"""Norm of a resampled encoder row, as a share of the living rows' mean (Bricken et al., 2023).
+
+Where latents compete to be counted it is 1: a smaller one would never be among the largest."""
 
 
 class DeadCounter:
@@ -81,7 +84,8 @@ def resample(
     norms = weights["W_enc"].norm(dim=1)
     size = norms[living].mean() if bool(living.any()) else norms.mean()
     centered = inputs[rows] - weights["b_dec"] if coder.architecture.center else inputs[rows]
-    weights["W_enc"][dead] = RESAMPLED_NORM * size * _unit(centered)
+    share = 1.0 if coder.architecture.activation in COUNTED else RESAMPLED_NORM
+    weights["W_enc"][dead] = share * size * _unit(centered)
     weights["W_dec"][dead] = _unit(errors[rows])
     for name in ("b_enc", "b_gate", "b_mag"):
         if name in weights:

@@ -102,7 +102,7 @@ class _Dots(torch.autograd.Function):
         ctx.save_for_backward(inputs, directions)
         if known is not None:
             return known
-        return _dot(inputs, directions, entries)
+        return dot(inputs, directions, entries)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
@@ -129,7 +129,7 @@ class _Sums(torch.autograd.Function):
         values, directions = ctx.saved_tensors
         to_values = to_directions = None
         if ctx.needs_input_grad[0]:
-            to_values = _dot(gradient, directions, ctx.entries)
+            to_values = dot(gradient, directions, ctx.entries)
         if ctx.needs_input_grad[1]:
             to_directions = _latent_sum(gradient, values, ctx.entries)
         return to_values, to_directions, None
@@ -148,7 +148,8 @@ def _latent_sum(rows: Tensor, values: Tensor, entries: Entries) -> Tensor:
     )
 
 
-def _dot(rows: Tensor, directions: Tensor, entries: Entries) -> Tensor:
+def dot(rows: Tensor, directions: Tensor, entries: Entries) -> Tensor:
+    """Return the product of each entry's row and direction ``[entry]``, without a graph."""
     kernel = _direct_dot()
     if kernel is None or entries.latents.numel() == 0:
         return public_dot(rows, directions, entries)

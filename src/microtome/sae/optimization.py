@@ -53,7 +53,8 @@ class Optimizer:
         norm = float(torch.nn.utils.get_total_norm(self._gradients()))
         if norm <= LARGEST:  # false for NaN, too
             if self.config.clip and norm > self.config.clip:
-                torch._foreach_mul_(self._gradients(), self.config.clip / norm)
+                for gradient in self._gradients():
+                    gradient.mul_(self.config.clip / norm)
             self._adam.param_groups[0]["lr"] = lr
             self._adam.step()
             self._constrain()

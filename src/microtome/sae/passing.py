@@ -175,20 +175,40 @@ def kept_pre_activations(
 ) -> Tensor:
     """Return the pre-activations of the kept entries ``[entry]``, differentiable."""
     kept = found.entries
-    if make.center:
-        inputs = inputs - weights["b_dec"]
     if make.kronecker is not None:
-        return _kronecker(make.kronecker, weights, inputs, kept)
+        centered = inputs - weights["b_dec"] if make.center else inputs
+        return _kronecker(make.kronecker, weights, centered, kept)
     encoder = weights["W_dec"] if make.encoder == "tied" else weights["W_enc"]
+    bias = encoder.new_zeros(make.d_sae) if make.activation == "gated" else weights["b_enc"]
+    if make.center and make.reach == "all":
+        bias = _centering(bias, weights["b_dec"], encoder)
+        inputs = inputs - weights["b_dec"].detach()
+    elif make.center:
+        inputs = inputs - weights["b_dec"]
     if make.reach != "all":
         inputs, kept = _by_source(make, inputs, kept)
-    bias = None if make.activation == "gated" else weights["b_enc"].index_select(0, kept.latents)
-    if found.known is None:
-        product = dots(inputs, encoder, kept)
-    else:  # the selection's values hold the bias; the product's gradient does not need them
-        known = found.known if bias is None else found.known - bias.detach()
-        product = dots(inputs, encoder, kept, known)
-    return product if bias is None else product + bias
+    spread = bias.index_select(0, kept.latents)
+    return dots(inputs, encoder, kept, found.known - spread.detach()) + spread
+
+
+def _centering(bias: Tensor, center: Tensor, encoder: Tensor) -> Tensor:
+    """Return the bias unchanged, with the gradient that the center has through the encoder."""
+    found: Tensor = cast(Any, _Centering).apply(bias, center, encoder)
+    return found
+
+
+class _Centering(torch.autograd.Function):
+    """The gradient of ``encoder @ (inputs - center)`` at the center is one product of a vector."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, center: Tensor, encoder: Tensor) -> Tensor:
+        ctx.save_for_backward(encoder)
+        return bias.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None]:
+        (encoder,) = ctx.saved_tensors
+        return gradients[0], -(gradients[0] @ encoder), None
 
 
 def _by_source(make: Architecture, inputs: Tensor, kept: Entries) -> tuple[Tensor, Entries]:

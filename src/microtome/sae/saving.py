@@ -12,6 +12,7 @@ from torch import Tensor
 
 from microtome.core.seeds import torch_generator
 from microtome.errors import ConfigError, FormatError, ShapeError, UnknownNameError, nearest
+from microtome.models.specimens import specimen_folder
 from microtome.sae.formats import dictionary_learning, gemma_scope, native, saelens, sparsify
 from microtome.sae.formats.parts import DTYPES
 from microtome.sae.reconstruction import Reconstruction, ReconstructionTally
@@ -54,7 +55,8 @@ def load(place: str | Path, *, format: str | None = None) -> SAE:
     """Read a coder.
 
     Args:
-        place: A folder in any known format, or an ``.npz`` file of Gemma Scope.
+        place: A folder in any known format, an ``.npz`` file of Gemma Scope, or the name of a
+            specimen that ships with one, such as ``"python-code"``.
         format: Name of the format; found by the files in the folder unless given.
 
     Returns:
@@ -65,7 +67,7 @@ def load(place: str | Path, *, format: str | None = None) -> SAE:
         UnknownNameError: There is no format of this name.
         UnsafeFileError: A weight file is a pickle.
     """
-    path = Path(place)
+    path = _shipped(str(place)) or Path(place)
     if format is not None:
         return _format(format).read(path)
     for known in FORMATS.values():
@@ -115,6 +117,12 @@ def save(
         chosen.write(coder, temporary, DTYPES[dtype])
         _require_same(coder, chosen.read(temporary), sample, f"{folder} as {format} in {dtype}")
     return Path(folder)
+
+
+def _shipped(name: str) -> Path | None:
+    """Return the folder of the coder that ships with a specimen, None if there is none."""
+    folder = None if Path(name).exists() else specimen_folder(name)
+    return folder / "sae" if folder is not None and (folder / "sae").is_dir() else None
 
 
 def _format(name: str) -> Format:

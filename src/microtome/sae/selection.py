@@ -1,28 +1,31 @@
 """Which latents a batch keeps: exact selection in blocks of rows, with one reused buffer.
 
-The ``k`` largest of a row lie in the ``k`` groups of latents with the largest maxima, so one cheap
-pass over the pre-activations and two small sorts replace a sort of all. BatchTopK takes as
-candidates what exceeds a little less than the last batch's threshold, and the exact largest of
-those; only when they are too few is everything ranked. Entries that are not positive are worth 0
-and may be any.
+The ``k`` largest of a row lie in the ``k`` groups of latents with the largest maxima, and those
+groups are found in the same way among their maxima: some cheap passes and small sorts replace a
+sort of all. BatchTopK takes as candidates what exceeds a little less than the last batch's
+threshold, and the exact largest of those; only when they are too few is everything ranked. Entries
+that are not positive are worth 0 and may be any.
 
-Where bfloat16 products are faster (probed once), they select, and the values of what was kept are
-computed in the weights' own precision.
+The product with the whole encoder is most of a step's work. Where products of 8-bit or 16-bit
+numbers are faster (see :mod:`microtome.sae.estimation`) they give candidates, some more than are
+kept; the candidates' own products are then exact, and so is the choice among them. How well that
+works depends on the data, so it is compared with the exact choice again and again, and given up if
+it loses anything.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.encoding import Weights, pre_activations
-from microtome.sae.kernels import Entries
+from microtome.sae.estimation import Precision, estimator
+from microtome.sae.kernels import Entries, dot
 
 BLOCK_ROWS = 512
 """Rows whose pre-activations are formed at a time."""
@@ -30,11 +33,27 @@ BLOCK_ROWS = 512
 MARGIN = 0.93
 """Share of the last batch's threshold from which entries are candidates of the next one."""
 
+FIRST_ROWS = 64
+"""Rows from which the first batch's threshold is guessed."""
+
+SPARE = 0.25
+"""Candidates beyond what is kept, as a share of it, where they come from estimates."""
+
+CHECK_EVERY, CHECK_ROWS, LEAST_ENERGY = 64, 64, 0.9995
+"""Batches between two comparisons of estimates with the exact choice, rows that are compared, and
+the share of the kept squares below which estimates are given up."""
+
+ESTIMATED_ROWS, ESTIMATED_WEIGHTS = 512, 2**18
+"""Rows of a batch and entries of an encoder below which estimates take longer than they save."""
+
 DENSEST = 1 / 16
 """Share of active latents from which dense products are faster than sparse ones."""
 
 RETRY_AFTER = 16
 """Batches computed densely before a sparse one is tried again."""
+
+FAN = 8
+"""Latents of a group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,31 +61,44 @@ class Selection:
     """What a batch keeps.
 
     Attributes:
-        entries: The kept entries, bag = row; within a row by latent where that was asked for.
-        known: Their pre-activations, None if they were only estimated.
+        entries: The kept entries, bag = row; within a row by latent where the make needs it.
+        known: Their pre-activations; a gated coder's without a bias.
     """
 
     entries: Entries
-    known: Tensor | None
+    known: Tensor
 
 
 @dataclass
 class Selector:
-    """Selects batch after batch; what it remembers makes it faster and changes no result.
+    """Selects batch after batch; what it remembers makes it faster.
 
     Attributes:
-        dtype: Precision of the products that select; that of the weights if None.
+        precision: Of the products that propose candidates.
         threshold: Smallest value that the last batch kept, None before the first.
+        batches: Batches selected.
         fallbacks: Batches in which the candidates were too few.
         dense_left: Batches still to be computed densely.
+        energy: Share of the kept squares that estimates found when last compared.
     """
 
-    dtype: torch.dtype | None = None
+    precision: Precision = "float32"
     threshold: float | None = None
+    batches: int = 0
     fallbacks: int = 0
     dense_left: int = 0
+    energy: float = 1.0
     _buffer: Tensor | None = field(default=None, repr=False)
     _mask: Tensor | None = field(default=None, repr=False)
+
+    def state(self) -> dict[str, Any]:
+        """Return what it remembers, as plain values."""
+        return {name: getattr(self, name) for name in _REMEMBERED}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
 
     @torch.no_grad()
     def select(
@@ -82,100 +114,108 @@ class Selector:
         """
         if make.activation not in COUNTED:
             return self._above(make, weights, inputs, reach)
-        blocks = self._blocks(make, weights, inputs)
-        if make.activation == "batchtopk":
-            flat, values = self._batch_top(make, weights, inputs, blocks)
-            rows, latents = flat // make.d_sae, flat % make.d_sae
+        encoding = _Encoding.of(make, weights, inputs, self)
+        if encoding.estimated and self.batches % CHECK_EVERY == 0:
+            self._check(make, encoding)
+            encoding = _Encoding.of(make, weights, inputs, self)
+        self.batches += 1
+        choose = self._batch_top if make.activation == "batchtopk" else self._row_top
+        entries, values = choose(make, encoding)
+        return Selection(entries, values)
+
+    def _row_top(self, make: Architecture, encoding: _Encoding) -> tuple[Entries, Tensor]:
+        """Return the ``k`` largest of each row."""
+        absolute = make.activation == "abstopk"
+        count = min(make.d_sae, _spared(make.k)) if encoding.estimated else make.k
+        chosen, found = [], []
+        for block in encoding.blocks():
+            latents = top_latents(_sortable(block.abs() if absolute else block), count)
+            chosen.append(latents)
+            if not encoding.estimated:
+                found.append(block.gather(1, latents))
+        latents = torch.cat(chosen)
+        rows = torch.arange(len(latents), device=latents.device)
+        if encoding.estimated:
+            candidates = Entries(
+                rows.repeat_interleave(count), latents.flatten(), len(rows), make.d_sae
+            )
+            values = encoding.exact(candidates).view(len(rows), count)
+            kept = (values.abs() if absolute else values).topk(make.k, sorted=False).indices
+            latents, values = latents.gather(1, kept), values.gather(1, kept)
         else:
-            found = [_row_top(block, make.k, make.activation == "abstopk") for block in blocks]
-            values, latents = torch.cat([v for v, _ in found]), torch.cat([i for _, i in found])
-            if ordered(make):
-                latents, order = latents.sort(1)
-                values = values.gather(1, order)
-            values, latents = values.flatten(), latents.flatten()
-            rows = torch.arange(len(inputs), device=inputs.device).repeat_interleave(make.k)
-        entries = Entries(rows, latents, len(inputs), make.d_sae)
-        return Selection(entries, values if values.dtype == inputs.dtype else None)
+            values = torch.cat(found)
+        if make.prefixes or make.reach != "all":
+            latents, order = latents.sort(1)
+            values = values.gather(1, order)
+        rows = rows.repeat_interleave(make.k)
+        return Entries(rows, latents.flatten(), len(latents), make.d_sae), values.flatten()
 
-    def _blocks(self, make: Architecture, weights: Weights, inputs: Tensor) -> Iterator[Tensor]:
-        """Yield pre-activations ``[row, d_sae]`` of some rows; the next block overwrites them."""
-        encoder = weights["W_dec"] if make.encoder == "tied" else weights.get("W_enc")
-        if encoder is None or make.reach != "all":
-            for rows in inputs.split(BLOCK_ROWS):
-                pre = pre_activations(make, weights, rows)
-                yield pre + weights["b_gate"] if make.activation == "gated" else pre
-            return
-        dtype = self.dtype if self.dtype and make.activation in COUNTED else inputs.dtype
-        bias = weights["b_gate" if make.activation == "gated" else "b_enc"].to(dtype)
-        centered = inputs - weights["b_dec"] if make.center else inputs
-        centered, encoder = centered.to(dtype), encoder.to(dtype).T
-        for rows in centered.split(BLOCK_ROWS):
-            yield torch.addmm(bias, rows, encoder, out=self._room(len(rows), encoder))
+    def _batch_top(self, make: Architecture, encoding: _Encoding) -> tuple[Entries, Tensor]:
+        """Return a batch's ``k`` largest per row, in the order of rows and latents."""
+        wanted = make.k * len(encoding.inputs)
+        place, values = self._candidates(make, encoding, wanted)
+        if encoding.estimated:
+            spared = min(_spared(wanted), len(place))
+            if spared < len(place):
+                place = place[values.topk(spared, sorted=False).indices]
+            place = place.sort().values
+            values = encoding.exact(_entries(place, make, len(encoding.inputs)))
+        if len(place) > wanted:
+            top = values.topk(wanted, sorted=False)
+            place, values = place[top.indices], top.values
+        place, order = place.sort()
+        values = values[order]
+        self.threshold = float(values.min()) if len(values) == wanted else 0.0
+        return _entries(place, make, len(encoding.inputs)), values
 
-    def _room(self, rows: int, encoder: Tensor) -> Tensor:
-        shape = (rows, encoder.shape[1])
-        if (
-            self._buffer is None
-            or self._buffer.shape[1] != shape[1]
-            or self._buffer.shape[0] < rows
-            or self._buffer.dtype != encoder.dtype
-            or self._buffer.device != encoder.device
-        ):
-            self._buffer = encoder.new_empty(shape)
-        return self._buffer[:rows]
-
-    def _batch_top(
-        self, make: Architecture, weights: Weights, inputs: Tensor, blocks: Iterator[Tensor]
+    def _candidates(
+        self, make: Architecture, encoding: _Encoding, wanted: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the flat numbers, growing, and the values of a batch's ``k`` per row."""
-        wanted = make.k * len(inputs)
+        """Return the flat numbers and values of at least the wanted number of entries.
+
+        They are fewer only where no more are positive.
+        """
         bound = None if self.threshold is None else max(MARGIN * self.threshold, 0.0)
         places, keys, start = [], [], 0
-        for block in blocks:
-            key = _sortable(block)
+        for block in encoding.blocks():
             if bound is None:
-                first = _flat_top(key, make.k * len(block)).values
-                bound = max(MARGIN * _number(first.min(), block.dtype), 0.0)
-            where = self._exceeding(key, _key(bound, block.dtype))
+                some = block[:FIRST_ROWS]
+                first = some.flatten().topk(make.k * len(some), sorted=False).values
+                bound = max(MARGIN * float(first.min()), 0.0)
+            where = self._exceeding(block, bound)
             places.append(where + start)
-            keys.append(key.reshape(-1)[where])
+            keys.append(block.view(-1)[where])
             start += block.numel()
-        place, kept = torch.cat(places), torch.cat(keys)
-        if len(place) < wanted and bound:
+        if sum(map(len, places)) < wanted and bound:
             self.fallbacks += 1
-            place, kept = self._rank_all(make, weights, inputs, wanted)
-        elif len(place) > wanted:
-            top = kept.topk(wanted, sorted=False)
-            place, kept = place[top.indices], top.values
-        place, order = place.sort()
-        values = kept[order]
-        values = values.view(torch.bfloat16) if values.dtype == torch.int16 else values
-        self.threshold = float(values.min()) if len(values) == wanted else 0.0
-        return place, values
+            return _rank_all(make, encoding, wanted)
+        return torch.cat(places), torch.cat(keys)
 
-    def _exceeding(self, key: Tensor, bound: Tensor) -> Tensor:
+    def _exceeding(self, block: Tensor, bound: float) -> Tensor:
         """Return the flat numbers of the entries above a bound, growing."""
-        if self._mask is None or self._mask.shape != key.shape or self._mask.device != key.device:
-            self._mask = torch.empty_like(key, dtype=torch.bool)
-        torch.gt(key, bound, out=self._mask)
+        if self._mask is None or self._mask.shape != block.shape:
+            self._mask = torch.empty_like(block, dtype=torch.bool)
+        torch.gt(block, bound, out=self._mask)
         return self._mask.view(-1).nonzero().squeeze(1)
 
-    def _rank_all(
-        self, make: Architecture, weights: Weights, inputs: Tensor, wanted: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the largest of all entries, merged block by block."""
-        place = key = None
-        for number, block in enumerate(self._blocks(make, weights, inputs)):
-            top = _flat_top(_sortable(block), min(wanted, block.numel()))
-            here = top.indices + number * BLOCK_ROWS * make.d_sae
-            place = here if place is None else torch.cat([place, here])
-            key = top.values if key is None else torch.cat([key, top.values])
-            if len(key) > wanted:
-                best = key.topk(wanted, sorted=False)
-                place, key = place[best.indices], best.values
-        if place is None or key is None:
-            raise AssertionError("a batch has rows")
-        return place, key
+    def _check(self, make: Architecture, encoding: _Encoding) -> None:
+        """Compare the choice from estimates with the exact one; give estimates up if it is poor."""
+        rows = encoding.inputs[:CHECK_ROWS]
+        exact = rows @ encoding.encoder.T + encoding.bias
+        count = min(make.d_sae, _spared(make.k))
+        estimate = next(iter(encoding.blocks()))[: len(rows)].float()
+        if make.activation == "abstopk":
+            estimate = estimate.abs()
+        else:
+            exact = exact.relu()
+        proposed = exact.gather(1, estimate.topk(count, sorted=False).indices)
+        got, best = (
+            values.square().topk(make.k, sorted=False).values.double().sum()
+            for values in (proposed, exact)
+        )
+        self.energy = float(got / best) if float(best) > 0 else 1.0
+        if self.energy < LEAST_ENERGY:
+            self.precision = "float32"
 
     def _above(
         self, make: Architecture, weights: Weights, inputs: Tensor, reach: float
@@ -187,7 +227,7 @@ class Selector:
         least = weights["threshold"] - reach if make.activation == "jumprelu" else None
         limit = DENSEST * len(inputs) * make.d_sae
         places, values, start, count = [], [], 0, 0
-        for block in self._blocks(make, weights, inputs):
+        for block in _Encoding.of(make, weights, inputs, self).blocks():
             active = block > 0 if least is None else (block > 0) & (block > least)
             where = active.view(-1).nonzero().squeeze(1)
             count += len(where)
@@ -195,82 +235,119 @@ class Selector:
                 self.dense_left = RETRY_AFTER
                 return None
             places.append(where + start)
-            values.append(block.reshape(-1)[where])
+            values.append(block.view(-1)[where])
             start += block.numel()
-        place, value = torch.cat(places), torch.cat(values)
-        entries = Entries(place // make.d_sae, place % make.d_sae, len(inputs), make.d_sae)
+        entries, value = _entries(torch.cat(places), make, len(inputs)), torch.cat(values)
         if make.activation == "gated":  # the blocks carried the gate's bias, the values do not
             value = value - weights["b_gate"][entries.latents]
         return Selection(entries, value)
 
 
-def ordered(make: Architecture) -> bool:
-    """Return whether the entries of a row must be in the order of their latents."""
-    return bool(make.prefixes) or make.reach != "all"
+_REMEMBERED = ("precision", "threshold", "batches", "fallbacks", "dense_left", "energy")
 
 
-def _row_top(pre: Tensor, k: int, absolute: bool) -> tuple[Tensor, Tensor]:
-    """Return the values and latents ``[row, k]`` of the largest entries of each row, exactly."""
-    key = _sortable(pre.abs() if absolute else pre)
-    groups = _groups(key.shape[1], k)
-    if not groups:
-        latents = key.topk(k, sorted=False).indices
-        return pre.gather(1, latents), latents
-    members = key.view(len(key), -1, groups)  # latent = member * groups + group
-    group = members.amax(1).topk(k, sorted=False).indices
-    candidates = members.gather(2, group[:, None, :].expand(-1, members.shape[1], -1))
-    place = candidates.reshape(len(key), -1).topk(k, sorted=False).indices
-    latents = place // k * groups + group.gather(1, place % k)
-    return pre.gather(1, latents), latents
+@dataclass(frozen=True, eq=False)
+class _Encoding:
+    """The products of a batch with the encoder, block by block.
 
-
-def _flat_top(key: Tensor, count: int) -> torch.return_types.topk:
-    return key.reshape(-1).topk(count, sorted=False)
-
-
-@cache
-def _groups(width: int, k: int) -> int:
-    """Return into how many strided groups a row is best divided; 0 for none.
-
-    The cost is a pass over ``groups`` maxima and one over ``k * width / groups`` candidates.
+    Attributes:
+        make: The coder's make.
+        weights: Its weights.
+        inputs: ``[row, d_in]``, centered where there is one matrix for all.
+        encoder: That matrix ``[d_sae, d_in]``; empty where there is none.
+        bias: Its bias.
+        selector: Whose buffer and precision are used.
+        estimated: Whether the blocks are estimates.
     """
-    ideal = (max(k, 32) * width) ** 0.5
-    fitting = [n for n in range(max(k, 2), width // 4 + 1) if width % n == 0]
-    if width < 1024 or not fitting:
-        return 0
-    best = min(fitting, key=lambda n: abs(n - ideal))
-    return best if ideal / 4 <= best <= ideal * 4 else 0
+
+    make: Architecture
+    weights: Weights
+    inputs: Tensor
+    encoder: Tensor
+    bias: Tensor
+    selector: Selector
+    estimated: bool
+
+    @staticmethod
+    def of(make: Architecture, weights: Weights, inputs: Tensor, selector: Selector) -> _Encoding:
+        encoder = weights["W_dec"] if make.encoder == "tied" else weights.get("W_enc")
+        if encoder is None or make.reach != "all":
+            none = inputs.new_empty(0)
+            return _Encoding(make, weights, inputs, none, none, selector, False)
+        estimated = (
+            selector.precision != "float32"
+            and make.activation in COUNTED
+            and encoder.dtype == torch.float32
+            and len(inputs) >= ESTIMATED_ROWS
+            and encoder.numel() >= ESTIMATED_WEIGHTS
+        )
+        centered = inputs - weights["b_dec"] if make.center else inputs
+        bias = weights["b_gate" if make.activation == "gated" else "b_enc"]
+        return _Encoding(make, weights, centered, encoder, bias, selector, estimated)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield pre-activations ``[row, d_sae]``; the next block may overwrite them."""
+        parts = self.inputs.split(BLOCK_ROWS)
+        if not len(self.encoder):
+            for rows in parts:
+                pre = pre_activations(self.make, self.weights, rows)
+                yield pre + self.weights["b_gate"] if self.make.activation == "gated" else pre
+            return
+        if self.estimated:
+            estimate = estimator(self.selector.precision, self.encoder, self.bias)
+            if estimate is not None:
+                yield from map(estimate, parts)
+                return
+        for rows in parts:
+            room = self.selector._buffer
+            if room is None or room.shape[1:] != (self.make.d_sae,) or len(room) < len(rows):
+                room = self.encoder.new_empty(len(rows), self.make.d_sae)
+            if room.dtype != rows.dtype or room.device != rows.device:
+                room = self.encoder.new_empty(len(rows), self.make.d_sae)
+            self.selector._buffer = room
+            yield torch.addmm(self.bias, rows, self.encoder.T, out=room[: len(rows)])
+
+    def exact(self, entries: Entries) -> Tensor:
+        """Return the exact pre-activations of some entries."""
+        return dot(self.inputs, self.encoder, entries) + self.bias[entries.latents]
+
+
+def top_latents(key: Tensor, k: int) -> Tensor:
+    """Return the latents ``[row, k]`` of the largest keys of each row, exactly, in any order."""
+    width = key.shape[1]
+    if width % FAN or width < FAN * k:
+        return key.topk(k, sorted=False).indices
+    groups = width // FAN
+    members = key.view(len(key), FAN, groups)  # latent = member * groups + group
+    group = top_latents(members.amax(1), k)
+    candidates = members.gather(2, group[:, None, :].expand(-1, FAN, -1)).flatten(1)
+    place = candidates.topk(k, sorted=False).indices
+    return place // k * groups + group.gather(1, place % k)
+
+
+def _rank_all(make: Architecture, encoding: _Encoding, wanted: int) -> tuple[Tensor, Tensor]:
+    """Return the largest of all entries, merged block by block."""
+    wanted = _spared(wanted) if encoding.estimated else wanted
+    place = torch.empty(0, dtype=torch.int64, device=encoding.inputs.device)
+    value = encoding.inputs.new_empty(0)
+    for number, block in enumerate(encoding.blocks()):
+        top = block.flatten().topk(min(wanted, block.numel()), sorted=False)
+        place = torch.cat([place, top.indices + number * BLOCK_ROWS * make.d_sae])
+        value = torch.cat([value, top.values.to(value.dtype)])
+        best = value.topk(min(wanted, len(value)), sorted=False)
+        place, value = place[best.indices], best.values
+    return place, value
+
+
+def _entries(place: Tensor, make: Architecture, rows: int) -> Entries:
+    return Entries(place // make.d_sae, place % make.d_sae, rows, make.d_sae)
+
+
+def _spared(count: int) -> int:
+    """Return how many candidates are taken where some are to be kept."""
+    return count + max(8, round(SPARE * count))
 
 
 def _sortable(values: Tensor) -> Tensor:
     """Return keys in the values' order above 0: bfloat16 as whole numbers, which compare faster."""
     return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
-
-
-def _key(bound: float, dtype: torch.dtype) -> Tensor:
-    return _sortable(torch.tensor(bound, dtype=dtype))
-
-
-def _number(key: Tensor, dtype: torch.dtype) -> float:
-    return float(key.view(dtype) if key.dtype == torch.int16 else key)
-
-
-@cache
-def faster_dtype(device: str) -> torch.dtype | None:
-    """Return bfloat16 if this device multiplies it faster than float32, else None.
-
-    It takes some milliseconds; a processor without such instructions is several times slower.
-    """
-    where = torch.device(device)
-    took = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left = torch.ones(64, 512, dtype=dtype, device=where)
-        right = torch.ones(512, 512, dtype=dtype, device=where)
-        left @ right
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            float((left @ right)[0, 0])
-            seconds.append(time.perf_counter() - began)
-        took[dtype] = min(seconds)
-    return torch.bfloat16 if took[torch.bfloat16] < 0.8 * took[torch.float32] else None

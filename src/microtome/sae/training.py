@@ -25,6 +25,7 @@ from microtome.sae.checkpoints import FILE, Checkpoint
 from microtome.sae.coder import SAE, Origin
 from microtome.sae.config import Config
 from microtome.sae.dead import DeadCounter, resample
+from microtome.sae.estimation import Precision, fastest_precision
 from microtome.sae.finishing import Measured, finish
 from microtome.sae.losses import loss
 from microtome.sae.metrics import MetricsFile, Tally
@@ -32,7 +33,7 @@ from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
 from microtome.sae.results import Training, TrainingSummary
 from microtome.sae.scaling import Scaling
-from microtome.sae.selection import Selector, faster_dtype
+from microtome.sae.selection import Selector
 
 if TYPE_CHECKING:
     from microtome.sae.activations import Activations
@@ -56,7 +57,8 @@ def train(
     """Train a sparse coder.
 
     With a folder, the state is kept in it every so often and the same call goes on where it was
-    interrupted; the result is the same, bit for bit, for the same number of threads.
+    interrupted, by Ctrl-C or a kill; the result is the same, bit for bit, for the same number of
+    threads.
 
     Args:
         activations: The data; see :mod:`microtome.sae.activations`.
@@ -134,27 +136,27 @@ class _Run:
         self.coder = _initial(self.make, config, self.mean)
         self.optimizer = Optimizer(self.coder, config)
         self.counter = DeadCounter(self.make.d_sae, config.dead_rows(self.steps), config.device)
-        self.selector = Selector(dtype=_selecting(config))
+        self.selector = Selector(_selecting(config))
+        self.selected_in = self.selector.precision
         self.step, self.tally, self.clock = 0, Tally(), _Clock()
+        self.undo: dict[str, Any] | None = self.selector.state()  # None while a step is half done
         self.metrics: MetricsFile
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint if there is one."""
         found = None if self.folder is None else Checkpoint.load(self.folder)
         if found is not None and self.folder is not None:
-            dtype = found.identity.get("selected_in")
             if self.config.precision == "auto":  # what was measured then holds for the whole run
-                self.selector.dtype = torch.bfloat16 if dtype == "bfloat16" else None
+                self.selected_in = found.identity.get("selected_in", self.selected_in)
             found.require(self.identity(), self.folder)
             self._take(found)
+            self.undo = self.selector.state()
         self.metrics = MetricsFile(self.folder, self.step)
 
     def _take(self, found: Checkpoint) -> None:
         counters = dict(found.counters)
         self.step = counters["step"]
-        self.selector.threshold = counters["selector"]["threshold"]
-        self.selector.fallbacks = counters["selector"]["fallbacks"]
-        self.selector.dense_left = counters["selector"]["dense_left"]
+        self.selector.restore(counters["selector"])
         self.tally = Tally(**counters["tally"])
         self.clock = _Clock(counters["seconds"])
         tensors = dict(found.tensors)
@@ -169,7 +171,6 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this run from others, as JSON has it."""
-        selected = self.selector.dtype
         return {
             "config": self.config.to_dict(),
             "steps": self.steps,
@@ -178,7 +179,7 @@ class _Run:
             "data": self.activations.fingerprint,
             "data_rows": self.activations.rows,
             "architecture": self.make.to_dict(),
-            "selected_in": None if selected is None else str(selected).removeprefix("torch."),
+            "selected_in": self.selected_in,
         }
 
     def save(self) -> None:
@@ -187,16 +188,11 @@ class _Run:
             return
         tensors = {f"weights.{n}": w for n, w in self.coder.weights.items()}
         tensors |= {f"adam.{n}": t for n, t in self.optimizer.state().items()}
-        remembered = self.selector
         counters = {
             "step": self.step,
             "seconds": self.clock.seconds,
             "tally": self.tally.to_dict(),
-            "selector": {
-                "threshold": remembered.threshold,
-                "fallbacks": remembered.fallbacks,
-                "dense_left": remembered.dense_left,
-            },
+            "selector": self.selector.state(),
         }
         Checkpoint(self.identity(), counters, tensors | {"silent": self.counter.silent}).save(
             self.folder
@@ -231,8 +227,10 @@ class _Run:
                     if time.perf_counter() - saved >= checkpoint_seconds:
                         self.save()
                         saved = time.perf_counter()
-        except (TrainingError, DataError):  # the step that failed has changed nothing
-            self.save()
+        except (TrainingError, DataError, KeyboardInterrupt):
+            if self.undo is not None:  # else the weights are in the middle of a step
+                self.selector.restore(self.undo)
+                self.save()
             raise
         self.save()
 
@@ -242,6 +240,7 @@ class _Run:
         same = self.sources == self.targets
         targets = inputs if same else self.scaling.outputs(batch, self.targets, config.device)
         weights = self.coder.weights
+        self.undo = remembered = self.selector.state()
         passed = forward(self.make, weights, inputs, self.selector, bandwidth=config.bandwidth)
         found = loss(
             self.make, config, weights, passed, inputs, targets,
@@ -249,18 +248,21 @@ class _Run:
         )  # fmt: skip
         found.total.backward()
         values = passed.values.detach()
+        self.undo = None
         norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
         if norm != norm:
+            self.undo = remembered
             self._give_up(batch, float(found.total.detach()))
         self.counter.add(passed.form.fired(values), len(inputs))
         self.tally.add(targets, found.errors, values, self.mean)
         self.tally.add_losses(found.parts, len(inputs), norm)
         self.step += 1
-        if config.resample_every and self.step % config.resample_every == 0:
+        if config.resamples(self.step, self.steps):
             resample(
                 self.coder, self.optimizer, self.counter, inputs, found.errors,
                 seed=config.seed, step=self.step,
             )  # fmt: skip
+        self.undo = self.selector.state()
 
     def _give_up(self, batch: Mapping[str, Tensor], value: float) -> None:
         """Raise the error that says why a step could not be taken; the weights are as before it."""
@@ -348,7 +350,7 @@ def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
     return coder
 
 
-def _selecting(config: Config) -> torch.dtype | None:
+def _selecting(config: Config) -> Precision:
     if config.precision == "auto":
-        return faster_dtype(config.device)
-    return torch.bfloat16 if config.precision == "bfloat16" else None
+        return fastest_precision(config.device)
+    return config.precision

@@ -29,7 +29,7 @@ from microtome.errors import EmptyDataError, MetricError, SweepError, UnknownNam
 from microtome.store.results import Result
 from microtome.sweeps.certification import FEWEST, MOST, allowed, largest
 from microtome.sweeps.checkpoint import Checkpoint
-from microtome.sweeps.rows import Reader, Row, row_values, rows_of
+from microtome.sweeps.rows import Reader, Row, at_read, row_values, rows_of
 from microtome.sweeps.rules import restart_reason
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.components import component_names, head_of, layer_of, site_of
@@ -166,7 +166,7 @@ def pair_patching(
     names = _parts(model, parts)
     own = [(n, n) for n in range(len(names))]
     pairs = own + list(itertools.combinations(range(len(names)), 2))
-    lines = rows_of(chosen, examples, base)
+    lines = rows_of(chosen, examples, base, model.readout)
     settings = {"base": base, "metric": metric, "parts": list(names)}
     saved = None if resume is None else _saved(resume, model, settings, lines, len(pairs))
     values = np.full((len(lines), len(pairs)), np.nan) if saved is None else saved.values
@@ -249,7 +249,7 @@ class _Batch:
         else:
             keys = suffix_facts(model).usable
             base = model.record(tokens, keys=keys, logits="last")
-            logits = base.logits[:, -1:]
+            logits = at_read(base.logits, rows)
             first = min(row.first_difference for row in rows) if keys else 0
         trace = model.trace([row.source for row in rows], capture=sites, logits="last")
         ends = np.stack([_measured(metric, found, rows) for found in (logits, trace.logits)])
@@ -283,7 +283,8 @@ class _Batch:
                 for start, many in zip(*np.unique(starts, return_counts=True), strict=True)
             ]
             last = wave(self.model, self.base, entries, first=self.first, interventions=changes)
-            found = self.reader.read(last[:, -1:], rows).float().cpu().numpy()
+            read = self.rows[0].reads[0] - self.first
+            found = self.reader.read(last[:, read : read + 1], rows).float().cpu().numpy()
         values = np.zeros((len(pairs), count))
         values[order] = found.reshape(len(pairs), count)
         return values.T
@@ -397,5 +398,5 @@ def _measured(
 ) -> np.ndarray:
     if logits is None:
         raise MetricError("The model returned no logits.")
-    values: np.ndarray = row_values(metric, logits[:, -1:], rows).detach().float().cpu().numpy()
+    values: np.ndarray = row_values(metric, logits, rows).detach().float().cpu().numpy()
     return values

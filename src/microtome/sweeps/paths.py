@@ -31,7 +31,7 @@ from microtome.errors import (
 )
 from microtome.models import hf
 from microtome.store.results import Result
-from microtome.sweeps.rows import Reader, Row, rows_of
+from microtome.sweeps.rows import Reader, Row, at_read, rows_of
 from microtome.sweeps.rules import restart_reason
 from microtome.tracing.catalog import require_anatomy, require_sums
 from microtome.tracing.replay import BaseRun, Entry, wave
@@ -142,7 +142,7 @@ def path_patching(
     names = tuple(name for name in names if _order(name) < last)
     if not names:
         raise SweepError(f"No sender lies before {', '.join(map(str, sites))}.")
-    lines = rows_of(_metric(metric), examples, base)
+    lines = rows_of(_metric(metric), examples, base, model.readout)
     values = np.zeros((len(examples), len(names)))
     ends = np.zeros((2, len(examples)))
     done = 0
@@ -200,8 +200,8 @@ class _Part:
             raise MetricError("The model returned no logits.")
         ends = np.stack(
             [
-                row_values(metric, logits[:, -1:], rows).detach().float().cpu().numpy()
-                for logits in (recorded.logits, trace.logits)
+                row_values(metric, logits, rows).detach().float().cpu().numpy()
+                for logits in (at_read(recorded.logits, rows), trace.logits)
             ]
         )
         reader = Reader.of(model, metric, rows, narrow=True)
@@ -224,7 +224,8 @@ class _Part:
             )  # fmt: skip
         if any(site.name == "logits" for site in self.sites):
             last = last + deltas[:, self.first :]
-        values = self.reader.read(last[:, -1:], rows).float().cpu().numpy()
+        read = self.rows[0].reads[0] - self.first
+        values = self.reader.read(last[:, read : read + 1], rows).float().cpu().numpy()
         return values.reshape(len(senders), len(self.rows)).T
 
     def _delta(self, sender: str) -> torch.Tensor:

@@ -119,7 +119,7 @@ def plan(
     cells = _cells(model, chosen, axis, columns, units if isinstance(units, Mapping) else None)
     measured = _metric(metric)
     used, declined = choose(model, measured, rules, split=split_reason(model, chosen))
-    lines = rows_of(measured, examples, base)
+    lines = rows_of(measured, examples, base, model.readout)
     return Plan(
         model=model,
         examples=examples,

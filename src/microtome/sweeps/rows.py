@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from microtome.behaviors.examples import Example, Examples
-from microtome.behaviors.metrics import LastTokenMetric, SequenceLogProbability
+from microtome.behaviors.metrics import LastTokenMetric, SequenceLogProbability, require_end
 from microtome.errors import ConfigError
 from microtome.models import hf
 
 if TYPE_CHECKING:
     from microtome.models.anatomy import Anatomy
+    from microtome.models.readout import Readout
     from microtome.tracing.model import Model
 
 SweepMetric = LastTokenMetric | SequenceLogProbability
@@ -50,13 +51,18 @@ class Row:
 
 
 def rows_of(
-    metric: SweepMetric, examples: Examples, base: Literal["clean", "corrupt"]
+    metric: SweepMetric,
+    examples: Examples,
+    base: Literal["clean", "corrupt"],
+    readout: Readout,
 ) -> tuple[Row, ...]:
     """Return the rows of all examples, those of one example behind one another.
 
     Raises:
         ConfigError: If ``base`` is neither run.
+        MetricError: If the metric reads behind the prompt in a model that answers at its start.
     """
+    require_end(metric, readout)
     if base not in ("clean", "corrupt"):
         raise ConfigError(f"base={base!r}; expected clean or corrupt.")
     found = []
@@ -66,10 +72,16 @@ def rows_of(
         for tokens in metric.continuations(example):
             # the last token of a continuation is predicted and never read
             behind = tokens[:-1]
-            end = len(here) - 1
-            reads = tuple(range(end, end + max(len(tokens), 1)))
+            start = int(readout.positions([len(here)])[0])
+            reads = tuple(range(start, start + max(len(tokens), 1)))
             found.append(Row(place, example, (*here, *behind), (*there, *behind), tokens, reads))
     return tuple(found)
+
+
+def at_read(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Return the logits ``[row, 1, vocab]`` that a metric of one position reads."""
+    start = rows[0].reads[0]
+    return logits if logits.shape[1] == 1 else logits[:, start : start + 1]
 
 
 def row_values(metric: SweepMetric, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

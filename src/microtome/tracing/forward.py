@@ -12,6 +12,7 @@ from torch import nn
 from microtome.errors import PromptError
 from microtome.models.anatomy import Anatomy
 from microtome.models.discovery import logits_of
+from microtome.models.readout import Readout
 from microtome.tracing.prompts import Batch
 
 
@@ -48,7 +49,11 @@ def plain_batch(inputs: Any, device: torch.device) -> Batch:
 
 
 def forward_arguments(
-    module: nn.Module, anatomy: Anatomy | None, batch: Batch, logits: str | None
+    module: nn.Module,
+    anatomy: Anatomy | None,
+    batch: Batch,
+    logits: str | None,
+    readout: Readout,
 ) -> dict[str, Any]:
     """Return the keyword arguments of one forward pass without a cache.
 
@@ -63,18 +68,19 @@ def forward_arguments(
         arguments["attention_mask"] = batch.mask.long()
     if logits == "last" and not batch.padded and accepts(module, "logits_to_keep"):
         # as an index: families that share keys run their last blocks on fewer tokens for a number
-        end = batch.tokens.shape[1] - 1
-        arguments["logits_to_keep"] = torch.tensor([end], device=batch.tokens.device)
+        read = readout.positions(batch.lengths[:1])
+        arguments["logits_to_keep"] = read.to(batch.tokens.device)
     return arguments
 
 
-def kept_logits(output: Any, batch: Batch, logits: str | None) -> torch.Tensor | None:
-    """Return the logits asked for: all, or ``[batch, 1, vocab]`` at each row's last token."""
+def kept_logits(
+    output: Any, batch: Batch, logits: str | None, readout: Readout
+) -> torch.Tensor | None:
+    """Return the logits asked for: all, or ``[batch, 1, vocab]`` where answers are read."""
     if logits is None:
         return None
     found = logits_of(output)
     if logits == "all" or found.ndim < 3 or found.shape[1] == 1:
         return found
     rows = torch.arange(found.shape[0], device=found.device)
-    last = torch.tensor(batch.lengths, device=found.device) - 1
-    return found[rows, last].unsqueeze(1)
+    return found[rows, readout.positions(batch.lengths).to(found.device)].unsqueeze(1)

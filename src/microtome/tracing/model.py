@@ -12,6 +12,7 @@ from torch import nn
 
 from microtome.models.anatomy import Anatomy
 from microtome.models.fingerprint import fingerprint
+from microtome.models.readout import Readout
 from microtome.tracing import prompts as batches
 from microtome.tracing.attaching import Attaching
 from microtome.tracing.catalog import Catalog, SiteInfo
@@ -45,6 +46,7 @@ class Model(Attaching):
         anatomy: Where its parts are, or None where it is not a transformer.
         name: Folder, hub id or class it was opened from.
         bos: Whether texts get a beginning-of-sequence token.
+        readout: Where its answer is read, and what its logits stand for.
         codecs: Codecs attached by :meth:`attach`.
     """
 
@@ -56,12 +58,14 @@ class Model(Attaching):
         anatomy: Anatomy | None = None,
         name: str = "",
         bos: bool = False,
+        readout: Readout | None = None,
     ) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.anatomy = anatomy
         self.name = name or type(module).__name__
         self.bos = bos
+        self.readout = readout or Readout()
         self.catalog = Catalog(anatomy, module)
 
     @property
@@ -137,7 +141,8 @@ class Model(Attaching):
                 tensor. Prompts of different length are padded on the right.
             capture: Sites to keep; ``"resid_post"`` means that of every block.
             interventions: Changes, in order; captures see the values after them.
-            logits: ``"all"``, ``"last"`` (of each row) or None.
+            logits: ``"all"``, ``"last"`` (where the answer is read: the last of each row, or
+                the first in models that say so) or None.
             to: Device for captured values; theirs by default.
             dtype: Type for captured values; theirs by default.
             grad: Keep the graph, so that captured values can be differentiated.

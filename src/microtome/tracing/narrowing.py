@@ -1,8 +1,8 @@
 """Running the last block's MLP only where its output is read.
 
-A metric of the prompt's end reads the last position of each row, and an MLP works on each position
-alone. So what the last MLP writes elsewhere reaches nothing: its gradient is zero there, and it
-need not be computed. Whether the logits stay the same is measured once per module.
+A metric reads one position of each row, mostly the last, and an MLP works on each position alone.
+So what the last MLP writes elsewhere reaches nothing: its gradient is zero there, and it need not
+be computed. Whether the logits stay the same is measured once per module.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _known: Remembered[bool] = Remembered()
 
 @contextlib.contextmanager
 def last_mlp_narrow(model: Model, lengths: Sequence[int]) -> Iterator[None]:
-    """Compute the last block's MLP at the last position of each row only; zero elsewhere.
+    """Compute the last block's MLP only where each row's answer is read; zero elsewhere.
 
-    For passes that read no more than ``mlp.out`` of that block, and logits at the rows' ends.
+    For passes that read no more than ``mlp.out`` of that block, and logits where answers are read.
     Does nothing where the last MLP is not one module, or where it was found to change the logits.
 
     Args:
@@ -40,7 +40,7 @@ def last_mlp_narrow(model: Model, lengths: Sequence[int]) -> Iterator[None]:
     if module is None or not _agrees(model, module):
         yield
         return
-    with _hooked(module, lengths):
+    with _hooked(module, model.readout.positions(lengths)):
         yield
 
 
@@ -53,8 +53,7 @@ def _last_mlp(model: Model) -> nn.Module | None:
 
 
 @contextlib.contextmanager
-def _hooked(module: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
-    ends = torch.tensor(lengths) - 1
+def _hooked(module: nn.Module, ends: torch.Tensor) -> Iterator[None]:
     widths: list[int] = []
 
     def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -80,7 +79,7 @@ def _hooked(module: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
 
 
 def _agrees(model: Model, module: nn.Module) -> bool:
-    """Return whether the logits at the rows' ends are the same; measured once."""
+    """Return whether the logits that are read are the same; measured once."""
     return _known.of(model.module, lambda: _measured(model, module))
 
 
@@ -90,11 +89,17 @@ def _measured(model: Model, module: nn.Module) -> bool:
     ids = torch.randint(0, vocab, (2, min(5, context)), generator=torch.Generator().manual_seed(0))
     prompts = [ids[0].tolist(), ids[1, : max(1, ids.shape[1] - 2)].tolist()]
     try:
-        whole = model.trace(prompts).last().float()
-        with _hooked(module, [len(p) for p in prompts]):
-            narrow = model.trace(prompts).last().float()
+        whole = _read(model, prompts)
+        with _hooked(module, model.readout.positions([len(p) for p in prompts])):
+            narrow = _read(model, prompts)
     except Exception:
         # a module that takes or gives something else than one tensor is left as it is
         return False
     slack = max(AGREE, 8 * torch.finfo(model.dtype).eps)
     return bool((whole - narrow).abs().max() <= slack * whole.abs().max())
+
+
+def _read(model: Model, prompts: list[list[int]]) -> torch.Tensor:
+    """Return the logits where each row's answer is read."""
+    logits = model.trace(prompts, logits="last").logits
+    return torch.zeros(0) if logits is None else logits.float()

@@ -85,7 +85,7 @@ def one_pass(
     )
     behind = any(site.startswith(BEHIND) for site in instrument.points)
     kept = "last" if logits is None and not behind else logits
-    arguments = forward_arguments(model.module, model.anatomy, batch, kept)
+    arguments = forward_arguments(model.module, model.anatomy, batch, kept, model.readout)
     last = _last_block(model, instrument) if stop and logits is None else None
     with turn(model.module), contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(grad))
@@ -95,7 +95,7 @@ def one_pass(
     return Trace(
         batch.tokens,
         torch.tensor(batch.lengths),
-        kept_logits(output, batch, logits),
+        kept_logits(output, batch, logits, model.readout),
         call.captured,
         {
             "model": model.name,

@@ -101,7 +101,7 @@ def record(
         prompts: Texts or token ids.
         keys: Also keep keys and values, for replays of the last positions.
         capture: Sites whose values are kept, too.
-        logits: At all positions, or at the last of each row where the model can.
+        logits: At all positions, or where each row's answer is read, if the model can.
 
     Raises:
         ModelSupportError: If a block did not run exactly once on one residual stream.
@@ -124,7 +124,7 @@ def record(
             stack.callback(hook.remove)
         stack.callback(blocks[-1].register_forward_hook(recorder.after).remove)
         stack.enter_context(torch.no_grad())
-        arguments = forward_arguments(model.module, anatomy, batch, logits)
+        arguments = forward_arguments(model.module, anatomy, batch, logits, model.readout)
         output = model.module(batch.tokens, **arguments)
     if len(recorder.streams) != len(blocks) or len(recorder.last) != 1:
         raise ModelSupportError(

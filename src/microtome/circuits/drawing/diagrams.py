@@ -1,5 +1,8 @@
 """Circuits as diagrams: nodes and edges of a view from the names of parts and their scores.
 
+Edges told apart by place are drawn as one, with the sum of their scores, unless the places are to
+be shown: then every head and MLP stands there once for each place at which it reads or writes.
+
 An edge into a key/value group is drawn to each of the group's heads that the circuit uses otherwise
 (to all of them if there is none), each with an equal share of the score.
 """
@@ -9,6 +12,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from microtome.circuits.graph import LOGITS, split_edge
@@ -37,6 +42,7 @@ def diagram(
     connections: Pairs | None = None,
     max_edges: int = 200,
     unit: str = "",
+    by_place: bool = False,
 ) -> CircuitDiagram:
     """Return a circuit as a layered diagram.
 
@@ -49,12 +55,15 @@ def diagram(
         connections: Edges to draw between the nodes of a node circuit, with their weights.
         max_edges: How many edges are drawn, the strongest; the rest is counted in a line.
         unit: Unit of the scores.
+        by_place: Whether a head or MLP is drawn once for each role or position of its edges, in
+            place of once for all. What is written to the logits stands at the prompt's end. Without
+            ``classes`` nodes of one place are a class.
 
     Raises:
         ConfigError: If more nodes would be drawn than can be told apart.
         UnknownNameError: If a part has no name that says where it stands.
     """
-    found = Drawn(circuit, scores, classes=classes, connections=connections)
+    found = Drawn(circuit, scores, classes=classes, connections=connections, by_place=by_place)
     return found.diagram(max_edges=max_edges, unit=unit)
 
 
@@ -75,41 +84,67 @@ class Drawn:
         classes: Mapping[str, str] | None = None,
         connections: Pairs | None = None,
         groups: Mapping[str, str] | None = None,
+        by_place: bool = False,
     ) -> None:
         """Read the names of the parts; ``groups`` gives named classes of edges."""
         self.circuit = circuit
+        self.by_place = by_place and circuit.level in ("role-edge", "position-edge")
         self.scores = scores_by_name(scores)
         self.classes = classes or {}
         self.groups = groups or {}
         self.layers, self.heads, self.has_mlp = _extent(circuit)
-        self.edges = self._edges() if circuit.level == "edge" else _pairs(connections or {})
+        self.edges = self._edges() if circuit.of_edges else _pairs(connections or {})
         self.nodes = self._nodes()
 
     def _edges(self) -> dict[str, tuple[Edge, ...]]:
         sizes = _group_sizes(self.circuit)
-        ends = {name: (part(split_edge(name)[0]), part(split_edge(name)[1]))
-                for name in self.circuit.parts}  # fmt: skip
+        ends = {name: self._ends(name) for name in self.circuit.parts}
         named = {u.node for u, _ in ends.values()}
         named |= {v.node for _, v in ends.values() if v.kind != "group"}
         known = bool(self.scores)
-        found = {}
+        # edges that differ in what is not drawn, their place, are one
+        weights: dict[tuple[str, str, Port, str], float] = defaultdict(float)
+        drawn: dict[str, list[tuple[str, str, Port, str]]] = {}
         for name, (source, target) in ends.items():
             readers = _readers(target, sizes, named)
-            weight = self.scores.get(name, 0.0) / len(readers) if known else 1.0
             group = self.groups.get(name, "" if known else PLAIN)
-            found[name] = tuple(
-                Edge(source.node, reader, weight, _port(target), group) for reader in readers
-            )
+            drawn[name] = [(source.node, reader, _port(target), group) for reader in readers]
+            for key in drawn[name]:
+                weights[key] += self.scores.get(name, 0.0) / len(readers) if known else 1.0
+        if not known:
+            weights = defaultdict(lambda: 1.0)
+        found = {
+            name: tuple(Edge(s, t, weights[s, t, port, g], port, g) for s, t, port, g in keys)
+            for name, keys in drawn.items()
+        }
         return dict(sorted(found.items(), key=lambda item: -sum(abs(e.weight) for e in item[1])))
 
+    def _ends(self, edge: str) -> tuple[Part, Part]:
+        """Return the ends of an edge as they are drawn."""
+        source, target = (part(end) for end in split_edge(edge))
+        if self.by_place:
+            place = target.place or self._end
+            return replace(source, node=f"{source.node}@{place}", place=place), target
+        return source, replace(target, node=target.node.partition("@")[0], place="")
+
+    @cached_property
+    def _end(self) -> str:
+        """The place at which the logits read: the role of that name, or the last position."""
+        if self.circuit.level == "role-edge":
+            return "end"
+        return max((e.partition("@")[2] or "0" for e in self.circuit.universe), key=int)
+
+    def drawn_edges(self) -> list[Edge]:
+        """Return every edge of the diagram once, the strongest first."""
+        return list(dict.fromkeys(edge for edges in self.edges.values() for edge in edges))
+
     def _nodes(self) -> dict[str, Node]:
-        names = dict.fromkeys(self.circuit.parts if self.circuit.level == "node" else ())
+        names = dict.fromkeys(() if self.circuit.of_edges else self.circuit.parts)
         strength: dict[str, float] = defaultdict(float)
-        for edges in self.edges.values():
-            for edge in edges:
-                names |= {edge.source: None, edge.target: None}
-                strength[edge.source] += edge.weight
-        if self.circuit.level == "node":
+        for edge in self.drawn_edges():
+            names |= {edge.source: None, edge.target: None}
+            strength[edge.source] += edge.weight
+        if not self.circuit.of_edges:
             strength = defaultdict(lambda: math.nan, self.scores)
         elif not self.scores:
             strength = defaultdict(lambda: math.nan)
@@ -122,7 +157,8 @@ class Drawn:
         if one.kind == "group":
             raise UnknownNameError(f"{one.node} is a key/value group, not a node; name its heads")
         label = "" if one.label == one.node else one.label
-        group = self.classes.get(one.node, self.classes.get(one.node.split("@")[0], ""))
+        place = one.place if self.by_place and not self.classes else ""
+        group = self.classes.get(one.node, self.classes.get(one.node.split("@")[0], place))
         return Node(one.node, one.kind, one.layer, one.index, label, strength, group)
 
     def diagram(
@@ -136,9 +172,9 @@ class Drawn:
             marks: Whether all heads of the model stand beside it as small marks.
             groups: Order of the classes, for their colors.
         """
-        edges = [edge for part_edges in self.edges.values() for edge in part_edges]
+        edges = self.drawn_edges()
         nodes, note = list(self.nodes.values()), ""
-        whole = len(edges) <= max_edges or self.circuit.level == "node"
+        whole = len(edges) <= max_edges or not self.circuit.of_edges
         if not whole:
             ends = {name for edge in edges[:max_edges] for name in (edge.source, edge.target)}
             nodes = [n for n in nodes if n.name in ends or n.kind in ("embed", "logits")]
@@ -152,7 +188,7 @@ class Drawn:
         outside = [e.weight for e in edges if not (e.source in shown and e.target in shown)]
         marks = marks and whole and all(node.kind not in ("neuron", "latent") for node in nodes)
         marks = marks and not any("@" in node.name for node in nodes)
-        of_node = self.circuit.level == "node"
+        of_node = not self.circuit.of_edges
         return CircuitDiagram(
             nodes=nodes,
             edges=inside,
@@ -184,8 +220,8 @@ def check_nodes(count: int) -> None:
 def _extent(circuit: Circuit) -> tuple[int, int, bool]:
     """Return layers, most heads in a layer, and whether there are MLPs, of the whole model."""
     names: Iterable[str] = circuit.universe
-    if circuit.level == "edge":
-        names = {end for edge in circuit.universe for end in edge.split("->")}
+    if circuit.of_edges:
+        names = _all_ends(circuit)
     parts = [part(name) for name in names]
     inner = [p for p in parts if p.kind not in ("embed", "logits")]
     layers = 1 + max((p.layer for p in inner), default=-1)
@@ -193,11 +229,16 @@ def _extent(circuit: Circuit) -> tuple[int, int, bool]:
     return layers, heads, any(p.kind == "mlp" for p in inner)
 
 
+def _all_ends(circuit: Circuit) -> set[str]:
+    """Return the ends of all edges of a model, places left aside."""
+    return {end for edge in circuit.universe for end in edge.partition("@")[0].split("->")}
+
+
 def _group_sizes(circuit: Circuit) -> dict[int, int]:
     """Return query heads for each key/value group, by layer."""
     heads: dict[int, int] = defaultdict(int)
     groups: dict[int, int] = defaultdict(int)
-    for name in {end for edge in circuit.universe for end in edge.split("->")}:
+    for name in _all_ends(circuit):
         one = part(name)
         if one.kind in ("head", "group"):
             counts = heads if one.kind == "head" else groups

@@ -81,7 +81,7 @@ class Difference(Result):
             f"{self.names[0]} or {self.names[1]}",
             self.first.level,
         )
-        by_node = self.first.level == "node"
+        by_node = not self.first.of_edges
         drawn = Drawn(
             either,
             self.scores or dict.fromkeys(belongs, 1.0),
@@ -94,7 +94,7 @@ class Difference(Result):
         """Return for every node whose circuit it is in: that of the edges at it."""
         at: dict[str, set[str]] = {}
         for edge, group in self.membership().items():
-            for end in edge.split("->"):
+            for end in edge.partition("@")[0].split("->"):
                 at.setdefault(part(end).node, set()).add(group)
         return {
             node: next(iter(groups)) if len(groups) == 1 else SHARED

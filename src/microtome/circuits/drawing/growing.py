@@ -90,7 +90,7 @@ def slider(
     )
     found = Drawn(union, scores, classes=classes)
     check_nodes(len(found.nodes))
-    edges = [edge for part_edges in found.edges.values() for edge in part_edges]
+    edges = found.drawn_edges()
     whole = found.diagram(max_edges=max(1, len(edges)), unit=unit, marks=False)
     shown = frozenset(whole.edges)
     sizes = [len(circuit) for circuit in drawn]
@@ -104,7 +104,7 @@ def slider(
             Stage(
                 size=len(circuit),
                 nodes=frozenset(circuit.parts)
-                if circuit.level == "node"
+                if not circuit.of_edges
                 else frozenset(name for edge in kept for name in (edge.source, edge.target)),
                 edges=frozenset(kept) & shown,
                 value=nan if at is None else at.value,

@@ -5,8 +5,9 @@ average over the train prompts of both kinds (``mean``), or nothing (``zero``). 
 reads the stream minus, for each excluded source, what that source writes now beyond what it would
 write ablated. The embedding is a source like the others: its edges carry the corrupt prompt's
 embedding, the mean first stream, or nothing. With no edge kept, ``resample`` gives the corrupt
-run's value. Under ``mean`` and ``zero`` even the embedding is gone then, unlike with circuits of
-nodes, which never ablate it; biases of output projections belong to no source and stay.
+run's value. An edge that is told apart by place is cut at the positions of that place only. Under
+``mean`` and ``zero`` even the embedding is gone then, unlike with circuits of nodes, which never
+ablate it; biases of output projections belong to no source and stay.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ import torch
 
 from microtome.behaviors.evaluate import batches
 from microtome.circuits.edges.edge_pass import EdgePass
+from microtome.circuits.edges.placed_pass import PlacedPass
 from microtome.circuits.edges.port_gradients import batch_size
 from microtome.circuits.edges.reading import Reading
 from microtome.circuits.edges.writing import differences, write_sites
+from microtome.circuits.graph import LOGITS
+from microtome.circuits.places import Places, edge_level
 from microtome.circuits.references import ROWS, Ablation
 from microtome.circuits.running import CircuitRunner, Group
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
+    from microtome.circuits.places import Split
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
@@ -48,16 +53,18 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
         ablation: What excluded edges carry.
         reference: Examples over whose clean and corrupt prompts means are taken; ``examples`` by
             default.
+        split: Tell edges apart by ``role`` or ``position``: a part is an edge at one of them.
 
     Attributes:
         graph: The component graph; ``universe`` is its edges.
+        level: ``edge``, ``role-edge`` or ``position-edge``.
 
     Raises:
-        ConfigError: If the ablation is unknown.
+        ConfigError: If the ablation or the split is unknown, or there are more edges than can be
+            held.
+        PairError: If the prompts do not share their roles, or their length.
         ModelSupportError: If edges are not defined in this model.
     """
-
-    level = "edge"
 
     def __init__(
         self,
@@ -66,11 +73,17 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
         *,
         ablation: Ablation = "resample",
         reference: Examples | None = None,
+        split: Split | None = None,
     ) -> None:
         self._reading = Reading.of(model)
-        self.graph = self._reading.graph
-        self._blocks = np.array([int(v.split(".")[0][1:]) if v[0] in "am" else len(self._stages)
-                                 for v in self.graph.targets])  # fmt: skip
+        self.level = edge_level(split)
+        self._places = None if split is None else Places.of(examples, split)
+        plain = self._reading.graph
+        self.graph = plain if self._places is None else self._places.graph(model)
+        # the target that is told apart, by number in the plain graph; the logits come last
+        self._plain = np.arange(len(self.graph.targets)) // max(1, len(self.graph.places))
+        blocks = [_block(v, len(self._stages)) for v in plain.targets]
+        self._blocks = np.array(blocks)[self._plain]
         super().__init__(
             model,
             examples,
@@ -117,8 +130,18 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
             return []
         table = self._written_before(group, start)
         zero = self.ablation == "zero"
-        run = EdgePass(self._reading, excluded, table, group.instead, start, zero=zero)
-        return run.interventions()
+        if self._places is None:
+            run = EdgePass(self._reading, excluded, table, group.instead, start, zero=zero)
+            return run.interventions()
+        names, width = self._places.names, table.shape[2]
+        each = excluded[:, :, :-1].unflatten(2, (-1, len(names)))
+        logits = excluded[:, :, -1:, None].expand(-1, -1, -1, len(names))
+        placed = PlacedPass(
+            self._reading, torch.cat([each, logits], 2),
+            self._places.numbers(group.examples, width, first=group.first),
+            table, group.instead, start, zero=zero,
+        )  # fmt: skip
+        return placed.interventions()
 
     def _written_before(self, group: Group, start: int) -> torch.Tensor:
         """Return the differences that are the same in every circuit ``[source, b, pos, d]``."""
@@ -166,10 +189,20 @@ class EdgeAblator(CircuitRunner[np.ndarray]):
         if self.ablation == "zero" and not pairs[:, 0].all():
             # without the embedding a target may be starved, and all that it keeps is added up
             late = len(self.graph.sources) - written
-        targets = np.unique(pairs[:, 1])
-        return COPIES + late + int(np.bincount(self._blocks[targets]).max())
+        reads = np.unique(self._plain[pairs[:, 1]], return_index=True)[1]
+        widest = int(np.bincount(self._blocks[pairs[reads, 1]]).max())
+        if self._places is not None:
+            # what a target reads takes a weight for each source at each position besides
+            late = len(self.graph.sources) - written if self.ablation == "zero" else late
+            widest += widest * len(self.graph.sources) // self._reading.anatomy.d_model + 1
+        return COPIES + late + widest
 
     def _written(self, block: int) -> int:
         """Return how many sources are written before a block."""
         stages = self._reading.stages
         return stages[min(block, len(stages) - 1)].seen
+
+
+def _block(target: str, last: int) -> int:
+    """Return the block of a target of the plain graph, ``last`` for the logits."""
+    return last if target == LOGITS else int(target.split(".")[0][1:])

@@ -26,6 +26,7 @@ from microtome.circuits.edges.port_gradients import (
 from microtome.circuits.edges.reading import Reading
 from microtome.circuits.edges.tally import Tally
 from microtome.circuits.edges.writing import differences, write_sites
+from microtome.circuits.places import Places, edge_level
 from microtome.circuits.references import References
 from microtome.errors import ConfigError
 from microtome.tracing.sites import at
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import LastTokenMetric, Metric
     from microtome.circuits.edges.scores import EdgeScores
+    from microtome.circuits.places import Split
     from microtome.circuits.references import Ablation
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
@@ -51,6 +53,7 @@ def edge_attribution(
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
     reference: Examples | None = None,
+    split: Split | None = None,
 ) -> EdgeScores:
     """Score every edge by its gradient in the clean run (EAP): two passes and a backward pass.
 
@@ -63,12 +66,15 @@ def edge_attribution(
         metric: A metric that reads the prompt's end.
         ablation: What an ablated edge carries.
         reference: Examples over which means are taken; ``examples`` by default.
+        split: Tell edges apart by ``role`` or ``position``; the scores add up to those without.
 
     Raises:
+        ConfigError: If there is no such split, or more edges come of it than can be held.
+        PairError: If the prompts do not share their roles, or their length.
         MetricError: If the metric needs several rows for an example.
         ModelSupportError: If edges are not defined in this model.
     """
-    return _averaged(model, examples, metric, ablation, reference, "eap", (0.0,))
+    return _averaged(model, examples, metric, ablation, reference, "eap", (0.0,), split)
 
 
 def integrated_edge_attribution(
@@ -79,6 +85,7 @@ def integrated_edge_attribution(
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
     reference: Examples | None = None,
+    split: Split | None = None,
 ) -> EdgeScores:
     """Score every edge by gradients averaged over midpoints between the runs' first streams.
 
@@ -91,13 +98,15 @@ def integrated_edge_attribution(
         metric: A metric that reads the prompt's end.
         ablation: What an ablated edge carries.
         reference: Examples over which means are taken.
+        split: Tell edges apart by ``role`` or ``position``.
 
     Raises:
         ConfigError: If ``steps`` is not positive.
     """
     return _averaged(
-        model, examples, metric, ablation, reference, f"eap-ig, {steps} steps", midpoints(steps)
-    )
+        model, examples, metric, ablation, reference, f"eap-ig, {steps} steps", midpoints(steps),
+        split,
+    )  # fmt: skip
 
 
 def clean_corrupted(
@@ -107,6 +116,7 @@ def clean_corrupted(
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
     reference: Examples | None = None,
+    split: Split | None = None,
 ) -> EdgeScores:
     """Score every edge by the mean of its gradients in the clean and in the corrupt run.
 
@@ -117,8 +127,11 @@ def clean_corrupted(
         ablation: What an ablated edge carries; the second gradient is taken with the first stream
             at that value.
         reference: Examples over which means are taken.
+        split: Tell edges apart by ``role`` or ``position``.
     """
-    return _averaged(model, examples, metric, ablation, reference, "clean-corrupted", (0.0, 1.0))
+    return _averaged(
+        model, examples, metric, ablation, reference, "clean-corrupted", (0.0, 1.0), split
+    )
 
 
 def midpoints(steps: int) -> tuple[float, ...]:
@@ -140,19 +153,24 @@ def _averaged(
     reference: Examples | None,
     method: str,
     shares: Sequence[float],
+    split: Split | None,
 ) -> EdgeScores:
     chosen = single_row(metric, "Edge attribution")
     reading = Reading.of(model)
     sites = write_sites(reading)
     references = References(model, examples, sites, ablation=ablation, reference=reference)
-    tally = Tally(reading.graph, examples.clusters.tolist())
+    apart = None if split is None else Places.of(examples, split)
+    graph = reading.graph if apart is None else apart.graph(model)
+    tally = Tally(graph, examples.clusters.tolist())
     passes = {"forward": 0, "backward": 0}
-    for places in batches(examples, batch_size(reading, examples), model=model):
+    size = batch_size(reading, examples, places=len(graph.places))
+    for places in batches(examples, size, model=model):
         chunk = examples.take(places)
         instead = references.of(chunk)
-        table, total = _batch(reading, chosen, chunk, instead, shares)
-        values = on_edges(reading, total / len(shares))
-        tally.add(values, chunk.clusters.tolist(), moved(table))
+        where = None if apart is None else apart.mask(chunk).to(model.device)
+        table, total = _batch(reading, chosen, chunk, instead, shares, where)
+        values = on_edges(reading, total / len(shares), graph)
+        tally.add(values, chunk.clusters.tolist(), moved(table, where))
         passes["forward"] += len(shares) + (0.0 not in shares) + (ablation == "resample")
         passes["backward"] += len(shares)
     return tally.scores(
@@ -161,8 +179,11 @@ def _averaged(
         metric=chosen.name,
         ablation=ablation,
         meaning=MEANING,
-        config={"shares": list(shares)},
+        config={"shares": list(shares), "split": split},
+        # at many places an edge cannot act at all, which is no saturation
+        gradient=split is None,
         passes=passes,
+        level=edge_level(split),
     )
 
 
@@ -172,6 +193,7 @@ def _batch(
     chunk: Examples,
     instead: Mapping[str, torch.Tensor],
     shares: Sequence[float],
+    where: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the table of differences, and the products summed over the points of the way."""
     sites, layers = write_sites(reading), len(reading.stages)
@@ -187,7 +209,7 @@ def _batch(
         found = port_gradients(reading, chosen, chunk, changes=changes)
         if table is None:
             table = differences(reading, found.values, instead, stop=layers)
-        products = edge_products(reading, found, table)
+        products = edge_products(reading, found, table, where=where)
         total = products if total is None else total.add_(products)
     if table is None or total is None:
         raise ConfigError("No point to take the gradient at was given; expected at least one.")

@@ -70,7 +70,7 @@ class EdgePass:
         self._instead = instead
         self._start = start
         self._circuits, self._batch = len(excluded), before.shape[1]
-        used = excluded.any(2).any(0)
+        used = self._written_down(excluded)
         self._starved: torch.Tensor | None = None
         if zero:
             bare = starved(reading, excluded)
@@ -83,6 +83,10 @@ class EdgePass:
         self._slot = {source: slot for slot, source in enumerate(self._late)}
         self._written = before.new_empty(self._circuits, len(self._late), *before.shape[1:])
         self._streams: dict[str, torch.Tensor] = {}
+
+    def _written_down(self, excluded: torch.Tensor) -> torch.Tensor:
+        """Return the sources of which is kept what they write: those that an edge is cut from."""
+        return excluded.any(2).any(0)
 
     def interventions(self) -> list[Intervention]:
         """Return the interventions of the pass."""

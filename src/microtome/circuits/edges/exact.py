@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import Metric
     from microtome.circuits.edges.scores import EdgeScores
+    from microtome.circuits.places import Split
     from microtome.circuits.references import Ablation
     from microtome.tracing.model import Model
 
@@ -29,6 +30,7 @@ def exact_edges(
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
     reference: Examples | None = None,
+    split: Split | None = None,
 ) -> EdgeScores:
     """Score every edge by ablating it alone.
 
@@ -41,9 +43,11 @@ def exact_edges(
         metric: A metric that reads the prompt's end.
         ablation: What the ablated edge carries.
         reference: Examples over which means are taken.
+        split: Tell edges apart by ``role`` or ``position``: each is ablated at one alone. Effects
+            of single places need not add up to that of the edge.
     """
     chosen = single_row(metric, "Exact edge patching")
-    ablator = EdgeAblator(model, examples, ablation=ablation, reference=reference)
+    ablator = EdgeAblator(model, examples, ablation=ablation, reference=reference, split=split)
     cuts = [np.array([], dtype=int), *np.arange(ablator.graph.n_edges)[:, None]]
     found = ablator.run_cuts(cuts, [chosen])[chosen.name]
     clusters = examples.clusters.tolist()
@@ -56,4 +60,5 @@ def exact_edges(
         ablation=ablation,
         meaning=MEANING,
         gradient=False,
+        level=ablator.level,
     )

@@ -65,7 +65,7 @@ def _routes(reading: Reading, trace: Trace) -> torch.Tensor:
     real = trace.mask.to(table.device).float()
     average = real / real.sum(1, keepdim=True)
     ends = torch.zeros_like(real)
-    ends[range(len(real)), (trace.lengths - 1).tolist()] = 1.0
+    ends[range(len(real)), reading.model.readout.positions(trace.lengths).tolist()] = 1.0
     shape = reading.graph.possible.shape
     found = table.new_zeros(len(table), *shape, dtype=torch.float32)
     for stage in reading.stages:

@@ -1,13 +1,14 @@
 """Gradients of a metric at what every target reads, contracted with what sources write.
 
-Shapes: b examples, s sources, t targets, p positions, d the width of the stream, k of a head. The
+Shapes: b examples, s sources, t targets, p positions, d the width of the stream, k of a head, and
+where edges are told apart, q places. The
 gradient at a port's own copy of the stream is formed from the gradient at the projection's output,
 through the head's columns and through the norm, block by block; it is contracted at once and freed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from microtome.tracing.sites import at
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import LastTokenMetric
+    from microtome.circuits.graph import ComponentGraph
     from microtome.tracing.gradients import Gradients
     from microtome.tracing.interventions import Intervention
 
@@ -67,6 +69,7 @@ def edge_products(
     *,
     rows: range | None = None,
     first: int = 0,
+    where: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return for every edge the product of what the source writes with the target's gradient.
 
@@ -76,59 +79,105 @@ def edge_products(
         table: What sources write, or by how much that differs ``[b, s, p, d]``.
         rows: Numbers of the sources in the table; all by default.
         first: First block whose targets count.
+        where: Whether a position belongs to a place ``[b, p, q]``, to keep the places apart.
 
     Returns:
-        ``[b, s, t]``, 0 where a target does not see a source.
+        ``[b, s, t]``, 0 where a target does not see a source; with places ``[b, s, t, q]``.
     """
     rows = range(len(reading.graph.sources)) if rows is None else rows
     batch = table.shape[0]
     flat = table.flatten(2)
+    shape = batch, len(rows), len(reading.graph.targets)
     products = torch.zeros(
-        batch, len(rows), len(reading.graph.targets), dtype=torch.float32, device=table.device
+        shape if where is None else (*shape, where.shape[2]),
+        dtype=torch.float32,
+        device=table.device,
     )
 
-    def contract(gradient: torch.Tensor, targets: slice, seen: int) -> None:
-        """Add ``[t, b, p, d]`` gradients of some targets that see the first sources."""
+    for gradient, targets, seen in target_gradients(reading, found, first=first):
         count = max(0, min(seen, rows.stop) - rows.start)
-        if count:
+        if count and where is not None:
+            written, slopes = table[:, :count].float(), gradient.float()
+            each = torch.einsum("bspd,tbpd->bpst", written, slopes)
+            products[:, :count, targets] = torch.einsum("bpst,bpq->bstq", each, where.to(each))
+        elif count:
             slopes = gradient.transpose(0, 1).reshape(batch, gradient.shape[0], -1)
             products[:, :count, targets] = torch.bmm(
                 flat[:, :count].float(), slopes.float().transpose(1, 2)
             )
+    return products
 
+
+def target_gradients(
+    reading: Reading, found: Gradients, *, first: int = 0
+) -> Iterator[tuple[torch.Tensor, slice, int]]:
+    """Yield gradients at what targets read before their norm, block by block, the logits last.
+
+    Args:
+        reading: The model.
+        found: Gradients of :func:`port_gradients`.
+        first: First block whose targets count.
+
+    Yields:
+        Gradients ``[t, b, p, d]``, the numbers of their targets, and how many sources these see.
+    """
     for stage in reading.stages[first:]:
         if stage.ports:
             slopes = torch.cat([_at_columns(reading, found, ports) for ports in stage.ports])
             norm = reading.norm(stage.attn_norm)
             gradient = _pulled_back(norm, _laid_out(found, stage.attn_read), slopes)
             span = slice(stage.ports[0].targets.start, stage.ports[-1].targets.stop)
-            contract(gradient, span, stage.seen)
+            yield gradient, span, stage.seen
         if stage.mlp_target is not None:
             slopes = found[f"blocks.{stage.layer}.mlp.in"].unsqueeze(0)
             norm = reading.norm(stage.mlp_norm)
             gradient = _pulled_back(norm, _laid_out(found, stage.mlp_read), slopes)
-            contract(gradient, slice(stage.mlp_target, stage.mlp_target + 1), stage.mlp_seen)
-    contract(found[reading.last_stream].unsqueeze(0), slice(-1, None), len(reading.graph.sources))
-    return products
+            yield gradient, slice(stage.mlp_target, stage.mlp_target + 1), stage.mlp_seen
+    last = len(reading.graph.targets)
+    logits = found[reading.last_stream].unsqueeze(0)
+    yield logits, slice(last - 1, last), len(reading.graph.sources)
 
 
-def on_edges(reading: Reading, products: torch.Tensor) -> np.ndarray:
-    """Return products ``[b, s, t]`` as numbers of the possible edges ``[b, edge]``."""
-    pairs = reading.graph.pairs
+def on_edges(
+    reading: Reading, products: torch.Tensor, graph: ComponentGraph | None = None
+) -> np.ndarray:
+    """Return products ``[b, s, t]`` as numbers of the possible edges ``[b, edge]``.
+
+    Args:
+        reading: The model.
+        products: Of :func:`edge_products`; with places ``[b, s, t, q]``.
+        graph: The graph whose edges are asked for, told apart by place if the products are.
+    """
+    pairs = (graph or reading.graph).pairs
+    if products.ndim == 4:
+        # the logits come last and read at one place only
+        logits = products[:, :, -1:].sum(3)
+        products = torch.cat([products[:, :, :-1].flatten(2), logits], 2)
     values = products.detach().cpu().numpy()[:, pairs[:, 0], pairs[:, 1]]
     return np.asarray(values, dtype=np.float64)
 
 
-def moved(table: torch.Tensor) -> np.ndarray:
-    """Return whether anything of a source differs in a table ``[b, s, p, d]``: ``[s]``."""
-    return np.asarray((table.flatten(2).abs().amax((0, 2)) > 0).cpu().numpy())
+def moved(table: torch.Tensor, where: torch.Tensor | None = None) -> np.ndarray:
+    """Return whether anything of a source differs in a table ``[b, s, p, d]``.
+
+    Args:
+        table: Differences of what sources write.
+        where: Whether a position belongs to a place ``[b, p, q]``.
+
+    Returns:
+        ``[s]``, or at each place ``[s, q]``.
+    """
+    if where is None:
+        return np.asarray((table.flatten(2).abs().amax((0, 2)) > 0).cpu().numpy())
+    differs = (table.abs().amax(3) > 0).float()
+    return np.asarray((torch.einsum("bsp,bpq->sq", differs, where.to(differs)) > 0).cpu().numpy())
 
 
-def batch_size(reading: Reading, examples: Examples) -> int:
-    """Return how many examples fit in a table of differences."""
+def batch_size(reading: Reading, examples: Examples, *, places: int = 0) -> int:
+    """Return how many examples fit in a table of differences, and in one of products by place."""
     longest = max((len(e.clean) for e in examples), default=1)
-    row = len(reading.graph.sources) * longest * reading.anatomy.d_model * 4
-    return max(1, TABLE // row)
+    row = max(longest * reading.anatomy.d_model, places * len(reading.graph.targets))
+    return max(1, TABLE // (len(reading.graph.sources) * row * 4))
 
 
 def _sites(reading: Reading) -> list[str]:

@@ -18,17 +18,17 @@ from microtome.store.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-    from microtome.circuits.results import Circuit
+    from microtome.circuits.results import Circuit, Level
 
-Coarse = Literal["node", "block", "layer"]
-COARSE: tuple[Coarse, ...] = ("node", "block", "layer")
+Coarse = Literal["edge", "node", "block", "layer"]
+COARSE: tuple[Coarse, ...] = ("edge", "node", "block", "layer")
 
 SATURATED = 0.05
 """Share of edges without a gradient from which on the note on saturation is given."""
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeScores(Result):
+class EdgeScores(Result, version=2):
     """A number for every possible edge: its mean over examples, and how much that varies.
 
     Positive scores support the behavior: the metric is lost when the edge is ablated.
@@ -49,6 +49,8 @@ class EdgeScores(Result):
         saturated: Share of edges whose score is 0 in every example although what their source
             writes differs; None where the method uses no gradient.
         passes: Forward and backward passes in all, over batches.
+        level: ``edge``, or ``role-edge``, ``position-edge`` or ``neuron-edge`` where edges are told
+            apart.
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """
@@ -67,13 +69,15 @@ class EdgeScores(Result):
     cluster_sums: np.ndarray | None = None
     saturated: float | None = None
     passes: Mapping[str, int] | None = None
+    level: Level = "edge"
     model: str = ""
     provenance: Provenance | None = None
 
     @cached_property
     def graph(self) -> ComponentGraph:
         """The component graph that the edges belong to."""
-        return graph_of(self.universe, self.group_size)
+        ordered = self.level == "position-edge"
+        return graph_of(self.universe, self.group_size, ordered=ordered)
 
     @property
     def note(self) -> str:
@@ -161,16 +165,19 @@ class EdgeScores(Result):
 
         return select(self, edges=edges, threshold=threshold, connected=connected, signed=signed)
 
-    def coarsened(self, level: Coarse) -> CoarseScores:
+    def coarsened(self, level: Coarse, *, magnitudes: bool = False) -> CoarseScores:
         """Return scores summed over the edges between larger parts.
 
         Args:
-            level: ``node`` (q, k and v of a head together), ``block`` (the attention or the MLP of
-                a block) or ``layer``.
+            level: ``edge`` (all places and neurons together), ``node`` (q, k and v of a head too),
+                ``block`` (the attention or the MLP of a block) or ``layer``.
+            magnitudes: Add magnitudes, so that effects of opposite sign do not cancel; such sums
+                are not those of the larger parts.
 
         Raises:
             UnknownNameError: If there is no such level.
         """
+        scores = np.abs(self.mean) if magnitudes else self.mean
         if level not in COARSE:
             raise UnknownNameError(f"No level {level!r}{nearest(level, COARSE)}.")
         names = [split_edge(edge) for edge in self.universe]
@@ -180,7 +187,7 @@ class EdgeScores(Result):
         column = {name: i for i, name in enumerate(targets)}
         places = np.array([(row[coarse(u, level)], column[coarse(v, level)]) for u, v in names])
         values, counts = (np.zeros((len(sources), len(targets))) for _ in range(2))
-        np.add.at(values, (places[:, 0], places[:, 1]), self.mean)
+        np.add.at(values, (places[:, 0], places[:, 1]), scores)
         np.add.at(counts, (places[:, 0], places[:, 1]), 1)
         return CoarseScores(
             level=level,
@@ -188,7 +195,7 @@ class EdgeScores(Result):
             targets=targets,
             values=values,
             edges=counts.astype(int),
-            method=self.method,
+            method=f"{self.method}, magnitudes" if magnitudes else self.method,
             metric=self.metric,
             provenance=self.provenance,
         )
@@ -214,7 +221,7 @@ class CoarseScores(Result):
     """Edge scores summed over the edges between larger parts.
 
     Attributes:
-        level: ``node``, ``block`` or ``layer``.
+        level: ``edge``, ``node``, ``block`` or ``layer``.
         sources: Names of the writing parts.
         targets: Names of the reading parts.
         values: Sum of the edges' mean scores ``[source, target]``.
@@ -250,22 +257,30 @@ def coarse(part: str, level: Coarse) -> str:
     """Return the larger part that a source or target belongs to.
 
     Args:
-        part: ``embed``, ``logits``, ``a0.h1``, ``a0.h1<q>``, ``m0``.
-        level: ``node``, ``block`` or ``layer``.
+        part: ``embed``, ``logits``, ``a0.h1``, ``a0.h1<q>``, ``m0``, ``m0@subject``,
+            ``m0.n17``.
+        level: ``edge`` (without place and neuron), ``node``, ``block`` or ``layer``.
     """
     if part in (EMBED, LOGITS):
         return part
-    node = part.split("<")[0]
+    port = part.split("@")[0]
+    # neurons belong to their MLP
+    port = port.split(".")[0] if port[0] == "m" else port
+    node = port.split("<")[0]
     block = node.split(".")[0]
-    return {"node": node, "block": block, "layer": f"blocks.{block[1:]}"}[level]
+    names = {"edge": port, "node": node, "block": block, "layer": f"blocks.{block[1:]}"}
+    return names[level]
 
 
-def graph_of(universe: tuple[str, ...], group_size: tuple[int, ...]) -> ComponentGraph:
+def graph_of(
+    universe: tuple[str, ...], group_size: tuple[int, ...], *, ordered: bool = False
+) -> ComponentGraph:
     """Return the component graph that has exactly these edges, sources outermost.
 
     Args:
         universe: Names of all possible edges.
         group_size: Query heads for each key/value head, by block.
+        ordered: Whether places by which edges are told apart are positions, first to last.
     """
     ends = [split_edge(edge) for edge in universe]
     sources = tuple(dict.fromkeys(u for u, _ in ends))
@@ -276,4 +291,7 @@ def graph_of(universe: tuple[str, ...], group_size: tuple[int, ...]) -> Componen
     for u, v in ends:
         seen[column[v]] = max(seen[column[v]], row[u] + 1)
     # a target sees the sources before it, so an order of both is the number of sources it sees
-    return ComponentGraph(sources, targets, np.arange(len(sources)), seen, group_size)
+    places = tuple(dict.fromkeys(v.partition("@")[2] for v in targets if "@" in v))
+    return ComponentGraph(
+        sources, targets, np.arange(len(sources)), seen, group_size, places, ordered
+    )

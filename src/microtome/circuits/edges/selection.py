@@ -106,7 +106,7 @@ def pruned(circuit: Circuit, graph: ComponentGraph) -> Circuit:
         parts=kept,
         universe=circuit.universe,
         method=f"{circuit.method}, connected",
-        level="edge",
+        level=circuit.level,
         model=circuit.model,
         provenance=circuit.provenance,
     )
@@ -136,7 +136,7 @@ def _circuit(scores: EdgeScores, chosen: np.ndarray, how: str) -> Circuit:
         parts=tuple(scores.universe[int(i)] for i in np.sort(chosen)),
         universe=scores.universe,
         method=f"{scores.method}, {how}",
-        level="edge",
+        level=scores.level,
         model=scores.model,
         provenance=scores.provenance,
     )

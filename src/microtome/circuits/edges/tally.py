@@ -13,6 +13,7 @@ from microtome.core.provenance import collect
 from microtome.errors import MetricError
 
 if TYPE_CHECKING:
+    from microtome.circuits.results import Level
     from microtome.tracing.model import Model
 
 KEPT = 4_000_000
@@ -62,7 +63,8 @@ class Tally:
         Args:
             values: Scores ``[example, edge]``.
             clusters: Cluster of each example.
-            moved: Whether what a source writes differs in any example ``[source]``.
+            moved: Whether what a source writes differs in any example ``[source]``, or at which
+                places ``[source, place]``.
         """
         wide = values.astype(np.float64)
         self._sum += wide.sum(0)
@@ -70,11 +72,19 @@ class Tally:
         self._n += len(wide)
         self._scored |= (wide != 0).any(0)
         if moved is not None:
-            self._moved |= moved[self._graph.pairs[:, 0]]
+            self._moved |= self._on_edges(moved)
         for row, cluster in zip(wide, clusters, strict=True):
             if self._names:
                 self._by_cluster[self._number[str(cluster)]] += row
                 self._sizes[self._number[str(cluster)]] += 1
+
+    def _on_edges(self, moved: np.ndarray) -> np.ndarray:
+        sources, targets = self._graph.pairs.T
+        if moved.ndim == 1:
+            return np.asarray(moved[sources])
+        place = self._graph.place_numbers[targets]
+        anywhere = np.asarray(moved.any(axis=1))
+        return np.asarray(np.where(place < 0, anywhere[sources], moved[sources, place]))
 
     def scores(
         self,
@@ -87,6 +97,7 @@ class Tally:
         config: Mapping[str, object] | None = None,
         gradient: bool = True,
         passes: Mapping[str, int] | None = None,
+        level: Level = "edge",
     ) -> EdgeScores:
         """Return the scores of everything that was added.
 
@@ -99,6 +110,7 @@ class Tally:
             config: Settings of the method for the provenance.
             gradient: Whether the method rests on gradients, which may be saturated.
             passes: Forward and backward passes made.
+            level: By what the edges are told apart.
 
         Raises:
             MetricError: If a score is NaN or infinite.
@@ -124,6 +136,7 @@ class Tally:
             cluster_sums=self._by_cluster if self._names else None,
             saturated=saturated,
             passes=passes,
+            level=level,
             model=provenance.fingerprint,
             provenance=provenance,
         )

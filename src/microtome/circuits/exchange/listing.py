@@ -34,8 +34,17 @@ class Listing:
 
 
 def listing_of(scored: ScoredCircuit) -> Listing:
-    """Return the records of a circuit: parts that are kept or scored, and all if need be."""
+    """Return the records of a circuit: parts that are kept or scored, and all if need be.
+
+    Raises:
+        FormatError: If it is one of neurons, or of edges told apart by place.
+    """
     circuit, scores = scored.circuit, scored.scores
+    if circuit.level not in ("node", "edge"):
+        raise FormatError(
+            f"the format has no place for {circuit.level}s; write the circuit that "
+            "microtome.circuits.coarsen(circuit) gives, or keep it as microtome's own file"
+        )
     shape = Shape.of(circuit)
     ordered = shape is not None and shape.universe(circuit.level) == circuit.universe
     info = {

@@ -22,7 +22,7 @@ import numpy as np
 
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.graph import EMBED, LOGITS, ComponentGraph, split_edge
-from microtome.circuits.judging.levels import Runner, runner
+from microtome.circuits.judging.levels import Runner, graph_at, runner
 from microtome.circuits.results import Circuit
 from microtome.core.provenance import Provenance, collect
 from microtome.core.seeds import rng
@@ -142,7 +142,7 @@ def second_opinion(
     full, kept, rest = (by_cluster(row, examples.clusters) for row in found)
     same, differ, outdoes = equivalence(kept - full, epsilon)
     independent, criterion = independence(full, rest, permutations=permutations, seed=seed)
-    graph = ComponentGraph.of(model) if circuit.level == "edge" else None
+    graph = graph_at(model, circuit.level, examples=examples)
     effects, added = _knock_outs(ran, circuit, metric, additions, graph, seed)
     quantiles = {p: float(np.mean(e > added)) for p, e in effects.items()} if len(added) else {}
     needed = {p: minimality_p(e, added, quantile) for p, e in effects.items()}
@@ -301,14 +301,46 @@ def _addition(
 
 
 def random_path(graph: ComponentGraph, random: np.random.Generator) -> frozenset[str]:
-    """Return the edges of a random walk from the embedding to the logits."""
+    """Return the edges of a random walk from the embedding to the logits.
+
+    Where edges are told apart by place, the walk goes on where it arrived: at the place of a query
+    or an MLP, anywhere behind a key or value.
+    """
     leaving: dict[str, list[str]] = {}
     for edge in graph.edges:
         leaving.setdefault(split_edge(edge)[0], []).append(edge)
-    path, here = set(), EMBED
-    while here != LOGITS:
-        edge = leaving[here][int(random.integers(len(leaving[here])))]
-        path.add(edge)
-        readers = graph.readers(split_edge(edge)[1])
-        here = readers[int(random.integers(len(readers)))]
-    return frozenset(path)
+    everywhere = frozenset(range(max(1, len(graph.places))))
+    last = max(everywhere)
+    while True:
+        path, here, places = set(), EMBED, everywhere
+        while here != LOGITS:
+            options = [e for e in leaving[here] if _goes_on(e, graph, places, last)]
+            if not options:
+                break
+            edge = options[int(random.integers(len(options)))]
+            path.add(edge)
+            target = split_edge(edge)[1]
+            places = _behind(target, graph, everywhere)
+            readers = graph.readers(target)
+            here = readers[int(random.integers(len(readers)))]
+        else:
+            return frozenset(path)
+
+
+def _goes_on(edge: str, graph: ComponentGraph, places: frozenset[int], last: int) -> bool:
+    """Return whether an edge leaves one of some places; the logits read at the last position."""
+    place = edge.partition("@")[2]
+    if not place:
+        return last in places or not graph.ordered
+    return graph.place_number[place] in places
+
+
+def _behind(target: str, graph: ComponentGraph, everywhere: frozenset[int]) -> frozenset[int]:
+    """Return at which places a head or an MLP writes what a target of it reads."""
+    place = target.partition("@")[2]
+    if not place:
+        return everywhere
+    number = graph.place_number[place]
+    if "<k>" in target or "<v>" in target:
+        return frozenset(p for p in everywhere if p >= number or not graph.ordered)
+    return frozenset({number})

@@ -16,9 +16,8 @@ import numpy as np
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.judging.cluster_sums import ClusterSums, cluster_sums
 from microtome.circuits.judging.cutting import smallest_faithful
-from microtome.circuits.judging.evaluation import complete, evaluate, universe_of
-from microtome.circuits.judging.levels import Search, search_by_name
-from microtome.circuits.judging.protocol import level_of
+from microtome.circuits.judging.evaluation import complete, evaluate
+from microtome.circuits.judging.levels import Search, level_of, search_by_name, universe_of
 from microtome.circuits.judging.variation import jaccard
 from microtome.circuits.results import Circuit
 from microtome.core.provenance import Provenance, collect
@@ -186,7 +185,6 @@ def versus(
             f"{behavior_a.name} is scored by {name} and {behavior_b.name} by {behavior_b.metric}; "
             "give metric=... to compare them in one unit."
         )
-
     search = search_by_name(finder, name, ablation) if isinstance(finder, str) else finder
     prepared = [b.prepare(model) for b in (behavior_a, behavior_b)]
     trains = [e.split("train") for e in prepared]
@@ -194,9 +192,10 @@ def versus(
     level = level_of(scores[0])
     circuits = [
         smallest_faithful(
-            model, e.split("validation"), complete(s.ranking(), universe_of(model, level)),
-            level=level, faithfulness=faithfulness, ablation=ablation, metric=name,
-            reference=train, method=str(getattr(s, "method", "a ranking")), seed=seed,
+            model, e.split("validation"),
+            complete(s.ranking(), universe_of(model, level, examples=train)), level=level,
+            faithfulness=faithfulness, ablation=ablation, metric=name, reference=train,
+            method=str(getattr(s, "method", "a ranking")), seed=seed,
         )
         for e, s, train in zip(prepared, scores, trains, strict=True)
     ]  # fmt: skip

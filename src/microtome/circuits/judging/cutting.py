@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import by_layer, sizes_up_to, top
-from microtome.circuits.graph import ComponentGraph
-from microtome.circuits.judging.evaluation import connected, curve, universe_of
+from microtome.circuits.judging.evaluation import connected, curve
+from microtome.circuits.judging.levels import graph_at, universe_of
 from microtome.circuits.results import Circuit, Level
 from microtome.core.provenance import collect
 
@@ -39,7 +39,7 @@ def smallest_faithful(
         model: The model.
         validation: Where the size is chosen.
         order: All parts, strongest first.
-        level: Whether they are nodes or edges.
+        level: What they are.
         faithfulness: Between 0 and 1.
         ablation: What ablated parts give.
         metric: A metric that reads the prompt's end.
@@ -57,8 +57,8 @@ def smallest_faithful(
         (s for s, f in zip(sizes, measured.faithfulness, strict=True) if abs(1 - f.value) <= slack),
         len(order),
     )
-    universe = universe_of(model, level)
-    graph = ComponentGraph.of(model) if level == "edge" else None
+    universe = universe_of(model, level, examples=validation)
+    graph = graph_at(model, level, examples=validation)
     return Circuit(
         parts=by_layer(connected(top(order, size), graph), universe),
         universe=universe,

@@ -12,7 +12,7 @@ from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import top
 from microtome.circuits.graph import ComponentGraph, split_edge
 from microtome.circuits.judging.areas import ENOUGH, areas, nominal_sizes, sizes_of
-from microtome.circuits.judging.levels import check_parts, runner
+from microtome.circuits.judging.levels import check_parts, graph_at, runner, universe_of
 from microtome.circuits.results import Circuit, Evaluation, FaithfulnessCurve, Level
 from microtome.core.provenance import collect
 from microtome.core.stats import Interval, cluster_bootstrap, cluster_ratio_bootstrap
@@ -107,7 +107,7 @@ def curve(
         raise ConfigError(f"sizes={tuple(sizes)}; expected ascending numbers of parts from 0 on.")
     ran = runner(model, examples, level, ablation=ablation, reference=reference)
     order = complete(ranking, ran.universe)
-    graph = ComponentGraph.of(model) if level == "edge" else None
+    graph = graph_at(model, level, examples=examples)
     circuits = [connected(top(order, s), graph) for s in sizes]
     everything, total = frozenset(ran.universe), len(ran.universe)
     found = ran.run([everything, frozenset(), *circuits], [metric])[metric]
@@ -165,18 +165,11 @@ def faithfulness_curve(
     Raises:
         UnknownNameError: If a part does not exist.
     """
-    total = len(universe_of(model, level))
+    total = len(universe_of(model, level, examples=examples))
     return curve(
         model, examples, ranking, sizes_of(total), level=level, ablation=ablation, metric=metric,
         split=split, reference=reference, seed=seed,
     )  # fmt: skip
-
-
-def universe_of(model: Model, level: Level) -> tuple[str, ...]:
-    """Return all parts of a model at a level."""
-    from microtome.tracing.components import component_names
-
-    return component_names(model) if level == "node" else ComponentGraph.of(model).edges
 
 
 def complete(ranking: Sequence[str], universe: Sequence[str]) -> tuple[str, ...]:
@@ -235,7 +228,7 @@ def takeovers(
     """Return what each part outside carries, with the circuit present and with it ablated.
 
     Nodes are ablated one at a time. Of edges, all that leave one source and lie outside the circuit
-    are ablated together, and the source is named.
+    are ablated together, and the source is named; likewise the neurons of one MLP.
 
     Returns:
         Part to (share of the metric lost when it alone is ablated, share lost when it is ablated
@@ -257,13 +250,18 @@ def takeovers(
 
 
 def knocked_out(circuit: Circuit) -> Mapping[str, frozenset[str]]:
-    """Return what is ablated together outside a circuit, by name: a node, or a source's edges."""
+    """Return what is ablated together outside a circuit, by name.
+
+    A node; the neurons of an MLP; the edges that leave a source.
+    """
     outside = [p for p in circuit.universe if p in circuit.rest]
     if circuit.level == "node":
         return {p: frozenset({p}) for p in outside}
     groups: dict[str, set[str]] = {}
-    for edge in outside:
-        groups.setdefault(split_edge(edge)[0], set()).add(edge)
+    for name in outside:
+        # neurons go by their MLP, which is what stands before the dot
+        owner = split_edge(name)[0] if circuit.of_edges else name.partition(".n")[0]
+        groups.setdefault(owner, set()).add(name)
     return {source: frozenset(edges) for source, edges in groups.items()}
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -17,10 +18,14 @@ from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.ablation import EdgeAblator
-from microtome.circuits.finding import FINDERS, find
-from microtome.circuits.latents import LatentAblator
-from microtome.circuits.results import Level
-from microtome.errors import MetricError, UnknownNameError, nearest
+from microtome.circuits.finding import FINDERS, find, options_for
+from microtome.circuits.graph import ComponentGraph
+from microtome.circuits.latents import LatentAblator, LatentParts
+from microtome.circuits.neurons import NeuronAblator, NeuronParts
+from microtome.circuits.places import Places, level_by_name, split_of
+from microtome.circuits.results import Circuit, Level
+from microtome.errors import ConfigError, MetricError, UnknownNameError, nearest
+from microtome.tracing.components import component_names
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Example, Examples
@@ -54,8 +59,11 @@ Search: TypeAlias = "Callable[[Model, Examples], Ranked]"
 
 RUNNERS: Mapping[Level, Callable[..., Runner]] = {
     "node": Ablator,
+    "neuron": NeuronAblator,
     "latent": LatentAblator,
     "edge": EdgeAblator,
+    "role-edge": partial(EdgeAblator, split="role"),
+    "position-edge": partial(EdgeAblator, split="position"),
 }
 """What runs the circuits of each level."""
 
@@ -73,35 +81,103 @@ def runner(
     Args:
         model: The model.
         examples: The examples whose clean prompts are run.
-        level: ``node``, ``edge``, or ``latent`` for a model with codecs attached.
+        level: ``node``, ``neuron``, ``edge``, ``role-edge``, ``position-edge``, or ``latent`` for a
+            model with codecs attached.
         ablation: What ablated parts give.
         reference: Examples over which means are taken; ``examples`` by default.
 
     Raises:
         UnknownNameError: If the level is unknown.
-        ConfigError: If the ablation is unknown.
+        ConfigError: If the ablation is unknown, there are more parts than can be held, or parts of
+            the level cannot be run.
+        PairError: If edges are told apart by role or position and the prompts do not share them.
     """
+    if level == "neuron-edge":
+        raise ConfigError(
+            "Edges that leave single neurons are scored, not run; run the edges of whole MLPs that "
+            "microtome.circuits.coarsen(circuit) gives, or a circuit of neurons."
+        )
     if level not in RUNNERS:
         raise UnknownNameError(f"No level {level!r}{nearest(level, RUNNERS)}.")
     return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
 
 
-def search_by_name(method: str, metric: str, ablation: Ablation) -> Search:
+def universe_of(model: Model, level: Level, *, examples: Examples | None = None) -> tuple[str, ...]:
+    """Return all parts of a model at a level.
+
+    Args:
+        model: The model.
+        level: The level.
+        examples: Prompts whose roles or positions tell edges apart, for the levels where they do.
+
+    Raises:
+        ConfigError: If edges are to be told apart and no examples are given.
+    """
+    if level == "node":
+        return component_names(model)
+    if level == "neuron":
+        return NeuronParts(model).names
+    if level == "latent":
+        return LatentParts(model).names
+    graph = graph_at(model, level, examples=examples)
+    return () if graph is None else graph.edges
+
+
+def graph_at(
+    model: Model, level: Level, *, examples: Examples | None = None
+) -> ComponentGraph | None:
+    """Return the component graph of a level of edges; None for nodes and neurons.
+
+    Args:
+        model: The model.
+        level: The level.
+        examples: Prompts whose roles or positions tell edges apart, for the levels where they do.
+
+    Raises:
+        ConfigError: If edges are to be told apart and no examples are given.
+    """
+    if not level.endswith("edge"):
+        return None
+    split = split_of(level)
+    if split is None:
+        return ComponentGraph.of(model)
+    if examples is None:
+        raise ConfigError(f"Which {level}s there are depends on the prompts; give examples=...")
+    return Places.of(examples, split).graph(model)
+
+
+def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
+    """Return of what level scores, a ranking or a circuit are, by their names if need be."""
+    known = getattr(found, "level", None)
+    if known is not None:
+        return known  # type: ignore[no-any-return]
+    ranking = getattr(found, "ranking", None)
+    names: Sequence[str] = ranking() if ranking is not None else found  # type: ignore[assignment]
+    return level_by_name(names)
+
+
+def search_by_name(
+    method: str, metric: str, ablation: Ablation, *, level: Level | None = None
+) -> Search:
     """Return the search that a finder of ``FINDERS`` makes.
 
     Args:
         method: Its name.
         metric: The metric that it explains.
         ablation: What ablated parts give, for the finders to which it matters.
+        level: What it scores, if it can score several kinds of parts.
 
     Raises:
         UnknownNameError: If there is none of this name.
+        ConfigError: If it scores no parts of this level.
     """
     if method not in FINDERS:
         raise UnknownNameError(f"No method {method!r}{nearest(method, FINDERS)}.")
     known = inspect.signature(FINDERS[method].run).parameters
     options = {"metric": metric, "ablation": ablation}
-    taken = {name: value for name, value in options.items() if name in known}
+    taken: dict[str, Any] = {name: value for name, value in options.items() if name in known}
+    if level is not None:
+        taken |= options_for(FINDERS[method], level)
     return lambda model, train: find(model, train, method=method, **taken)
 
 
@@ -141,7 +217,7 @@ def check_parts(parts: Iterable[str], universe: Sequence[str]) -> tuple[str, ...
         UnknownNameError: If one does not exist.
     """
     found, known = tuple(parts), set(universe)
-    for part in found:
-        if part not in known:
-            raise UnknownNameError(f"No part {part!r}{nearest(part, universe)}.")
+    for name in found:
+        if name not in known:
+            raise UnknownNameError(f"No part {name!r}{nearest(name, universe)}.")
     return found

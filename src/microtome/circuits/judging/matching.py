@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from microtome.circuits.graph import EMBED, LOGITS, port_of, split_edge
+from microtome.circuits.parts import part
 from microtome.circuits.results import Circuit
-from microtome.tracing.components import head_of, layer_of
 
 _LAYER = re.compile(r"[am](\d+)")
 
@@ -18,19 +18,19 @@ _LAYER = re.compile(r"[am](\d+)")
 def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
     """Draw as many parts of each make as a circuit has.
 
-    Of nodes: its number of heads in each layer, and of MLPs overall. Of latents: its number of
-    latents and of errors at each site. Of edges: its number for each
-    kind and layer of the source and each kind, port and layer of the target.
+    Of nodes: its number of heads in each layer, of MLPs overall, of neurons in each layer. Of
+    latents: its number of latents and of errors at each site. Of edges: its number for each kind
+    and layer of the source and each kind, port, layer and place of the target.
 
     Args:
         circuit: The circuit.
         random: Source of chance.
     """
-    makes: dict[str, Callable[[str], tuple[str, ...]]] = {"node": _node, "latent": _latent}
-    make = makes.get(circuit.level, _edge)
+    makes: dict[str, Callable[[str], tuple[str, ...]]] = {"latent": _latent}
+    make = makes.get(circuit.level, _edge if circuit.of_edges else _node)
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for part in circuit.universe:
-        kinds[make(part)].append(part)
+    for name in circuit.universe:
+        kinds[make(name)].append(name)
     drawn: set[str] = set()
     for parts in kinds.values():
         wanted = sum(p in circuit.kept for p in parts)
@@ -41,7 +41,8 @@ def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
 
 
 def _node(node: str) -> tuple[str, ...]:
-    return ("mlp",) if head_of(node) is None else ("head", str(layer_of(node)))
+    found = part(node)
+    return ("mlp",) if found.kind == "mlp" else (found.kind, str(found.layer))
 
 
 def _latent(part: str) -> tuple[str, ...]:
@@ -50,7 +51,8 @@ def _latent(part: str) -> tuple[str, ...]:
 
 def _edge(edge: str) -> tuple[str, ...]:
     source, target = split_edge(edge)
-    return (_kind(source), _layer(source), port_of(target), _layer(target))
+    place = target.partition("@")[2]
+    return (_kind(source), _layer(source), port_of(target), _layer(target), place)
 
 
 def _kind(source: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.finding import FINDERS, top
+from microtome.circuits.finding import top
 from microtome.circuits.judging.evaluation import closeness, item_closeness
 from microtome.circuits.judging.levels import Search, runner, search_by_name
 from microtome.circuits.judging.matching import matched
@@ -19,7 +19,6 @@ from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.core.seeds import rng
 from microtome.core.stats import cluster_ratio_bootstrap
-from microtome.errors import ConfigError
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model
@@ -49,7 +48,8 @@ def search_nulls(
     A twin is scored on its own behavior. A permutation of the answers is scored on test answers
     permuted likewise, as a share of the effect that the true answers have: the finder ranks by
     magnitude and may return the very same nodes, but for meaningless answers no effect as large
-    may come out.
+    may come out, of either sign. Where the effect of the true answers is itself chance, effects of
+    permutations are as large as it is, and often larger.
 
     Args:
         model: The model.
@@ -95,8 +95,7 @@ def search_nulls(
         shuffled, asked = (permute(part, seed * 1000 + number) for part in (train, test))
         kept = top(rules.ranking(model, shuffled), size)
         some, none = rules.values(model, asked, kept, frozenset())
-        share = cluster_ratio_bootstrap(some - none, full - empty, test.clusters, seed=seed)
-        permuted.append(closeness(share))
+        permuted.append(_share((some - none).mean(), (full - empty).mean()))
         overlaps.append(len(kept & circuit.kept) / max(len(kept | circuit.kept), 1))
         progress.step(2 * number + 2, 2 * count, "nulls")
     return Nulls(
@@ -121,16 +120,13 @@ class _Rules:
     level: Level
 
     def __post_init__(self) -> None:
-        if not callable(self.method) and FINDERS[self.method].level != self.level:
-            raise ConfigError(
-                f"method={self.method!r} finds {FINDERS[self.method].level}s; the nulls of a "
-                f"circuit of {self.level}s need a finder of {self.level}s."
-            )
+        if not callable(self.method):
+            search_by_name(self.method, self.metric, self.ablation, level=self.level)
 
     def ranking(self, model: Model, train: Examples) -> tuple[str, ...]:
         if callable(self.method):
             return self.method(model, train).ranking()
-        search = search_by_name(self.method, self.metric, self.ablation)
+        search = search_by_name(self.method, self.metric, self.ablation, level=self.level)
         return search(model, train).ranking()
 
     def values(
@@ -141,6 +137,11 @@ class _Rules:
         everything = frozenset(ran.universe)
         kept = [everything if c is None else c for c in circuits]
         return ran.run(kept, [self.metric])[self.metric]
+
+
+def _share(effect: float, of: float) -> float:
+    """Return how large an effect is beside another, whatever their signs."""
+    return float(abs(effect / of)) if of else float("inf")
 
 
 def _mean_curve(values: np.ndarray) -> list[float]:

@@ -18,7 +18,6 @@ from microtome.circuits.judging.evaluation import (
     item_closeness,
     minimality,
     takeovers,
-    universe_of,
 )
 from microtome.circuits.judging.judgment import Judgment, UnderAblation
 from microtome.circuits.judging.knock_outs import completeness
@@ -28,8 +27,10 @@ from microtome.circuits.judging.levels import (
     Ranked,
     Search,
     distances,
+    level_of,
     runner,
     search_by_name,
+    universe_of,
 )
 from microtome.circuits.judging.nulls import inverted, random_floor, search_nulls
 from microtome.circuits.judging.variation import ORDERS, stability, with_orders
@@ -115,7 +116,7 @@ def judge(
         circuit, along = found, None
     else:
         ranking = found.ranking() if hasattr(found, "ranking") else tuple(found)
-        order = complete(ranking, universe_of(model, level))
+        order = complete(ranking, universe_of(model, level, examples=splits[0]))
         circuit = case.cut(order, level, found)
         along = faithfulness_curve(
             model, splits[2], order, level=level, ablation=ablation, metric=case.metric,
@@ -291,7 +292,10 @@ def inverted_accuracy(
 
 
 def _search(
-    found: object, finder: Search | str | None, metric: str, ablation: Ablation
+    found: Ranked | Sequence[str] | Circuit | None,
+    finder: Search | str | None,
+    metric: str,
+    ablation: Ablation,
 ) -> Search | None:
     """Return the finder to rerun: the given one, or the one that the scores name."""
     method = getattr(found, "method", "") if finder is None else finder
@@ -299,14 +303,5 @@ def _search(
         return method
     if finder is None and (isinstance(found, Circuit) or method not in FINDERS):
         return None
-    return search_by_name(method, metric, ablation)
-
-
-def level_of(found: Ranked | Sequence[str] | Circuit) -> Level:
-    """Return whether scores, a ranking or a circuit are of nodes, of latents or of edges."""
-    if isinstance(found, Circuit):
-        return found.level
-    names = found.ranking() if hasattr(found, "ranking") else found
-    first = next(iter(names), "")
-    # a site of a codec has a slash: blocks.3.resid_post/NAME[latent=17]
-    return "edge" if "->" in first else "latent" if "/" in first else "node"
+    level = None if found is None else level_of(found)
+    return search_by_name(method, metric, ablation, level=level)

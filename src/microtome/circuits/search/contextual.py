@@ -181,7 +181,7 @@ class Split:
     def measured(self, parts: torch.Tensor, metric: LastTokenMetric) -> torch.Tensor:
         """Return each part's share of a linear metric at the prompts' ends ``[b, s]``."""
         reading = self._reading
-        ends = self._lengths - 1
+        ends = reading.model.readout.positions(self._lengths)
         rows = torch.arange(len(ends))
         last = parts[rows, :, ends]
         stream = self._laid_out(reading.last_stream)[rows, ends].unsqueeze(1)

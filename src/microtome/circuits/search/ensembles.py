@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microtome.circuits.edges.scores import EdgeScores
+from microtome.circuits.places import level_by_name
 from microtome.circuits.results import Circuit
 from microtome.circuits.search.set_scores import set_scores
 from microtome.core.provenance import Provenance
@@ -131,7 +132,7 @@ class Stable(Result):
             universe=self.universe,
             method=f"{' and '.join(self.methods)}, among the strongest {self.edges} in "
             f"{self.least:.0%} of {self.resamples} resamples",
-            level="edge",
+            level=level_by_name(self.universe),
             model=self.model,
             provenance=self.provenance,
         )

@@ -21,7 +21,9 @@ def _edges(material: Material) -> tuple[Circuit, ComponentGraph]:
     if circuit is None:
         raise ModelSupportError(material.inputs.missing["circuit"])
     if circuit.level != "edge":
-        raise ModelSupportError("the circuit is one of nodes; fans and chains need its edges")
+        raise ModelSupportError(
+            f"the circuit is one of {circuit.level}s; fans and chains need whole edges"
+        )
     if not circuit.parts:
         raise ModelSupportError("the circuit has no edges")
     return circuit, ComponentGraph.of(material.model)

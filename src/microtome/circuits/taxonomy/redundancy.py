@@ -47,7 +47,7 @@ def _candidates(material: Material, universe: tuple[str, ...]) -> list[str]:
     if circuit is None:
         return list(universe)
     kept = circuit.kept
-    if circuit.level == "edge":
+    if circuit.of_edges:
         kept = frozenset(nodes_on(circuit.parts, ComponentGraph.of(material.model)))
     return [n for n in universe if n in kept]
 

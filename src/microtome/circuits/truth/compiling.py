@@ -313,33 +313,22 @@ def _module(
 ) -> Any:
     """Return a Hugging Face module with these weights and no norms."""
     import torch
-    from torch import nn
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(
-        vocab_size=len(token),
-        n_positions=len(position),
-        n_embd=token.shape[1],
-        n_layer=len(heads),
-        n_head=len(heads[0]),
-        n_inner=max(len(m[1]) for m in mlps),
-        activation_function="relu",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        tie_word_embeddings=False,
+    from microtome.models.gpt2 import bare_gpt2
+
+    module = bare_gpt2(
+        vocab=len(token),
+        context=len(position),
+        width=token.shape[1],
+        layers=len(heads),
+        heads=len(heads[0]),
+        neurons=max(len(m[1]) for m in mlps),
+        activation="relu",
         bos_token_id=0,
         eos_token_id=0,
     )
-    with torch.random.fork_rng(devices=[]):
-        module = GPT2LMHeadModel(config).eval()
     stream = module.transformer
-    stream.ln_f = nn.Identity()
-    for block in stream.h:
-        block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
         _put(stream.wte.weight, token)
         _put(stream.wpe.weight, position)
         _put(module.lm_head.weight, readout)

@@ -131,7 +131,8 @@ class _Rows:
         for site, buffer in self.values.items():
             value = trace[site]
             rows = value.flatten(2)[keep.to(value.device)]
-            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+            exact = torch.promote_types(rows.dtype, torch.float32)
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=exact)
             # finite rows can have a norm beyond float32; those are outliers
             if not torch.isfinite(norms).all() and not torch.isfinite(rows).all():
                 self._refuse(site, rows)

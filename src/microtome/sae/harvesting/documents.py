@@ -19,7 +19,7 @@ from microtome.tracing.prompts import require_tokenizer
 Text = str | Path | Sequence[str] | Sequence[Sequence[int]] | torch.Tensor
 """A file or folder, texts, lists of token ids, or a tensor ``[document, token]`` of them."""
 
-STRETCH = 16
+STRETCH = 4
 """Contexts of a document that stay in one shard; longer documents go to several."""
 
 
@@ -80,6 +80,8 @@ def read_documents(text: Text, *, tokenizer: Any, tokens: int | None = None) -> 
         PromptError: If an item is neither text nor token ids.
         EmptyDataError: If there are no tokens.
     """
+    if isinstance(text, torch.Tensor):
+        text = text.cpu()
     items = read_texts([text]) if isinstance(text, str | Path) else list(text)
     found: list[NDArray[np.int32]] = []
     numbers: list[int] = []

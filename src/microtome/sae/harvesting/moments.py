@@ -84,11 +84,11 @@ class Moments:
     def add(self, values: Tensor) -> None:
         """Add rows ``[rows, width]``."""
         for part in values.split(CHUNK):
-            exact = part.detach().to("cpu", torch.float64)
-            squares = exact.square()
+            exact = part.detach().to("cpu", torch.float64, copy=True)
             self.total += exact.sum(0)
-            self.squares += squares.sum(0)
-            norms = squares.sum(1).sqrt()
+            exact.square_()
+            self.squares += exact.sum(0)
+            norms = exact.sum(1).sqrt()
             keys = torch.floor(torch.log2(norms[norms > 0]) * STEPS).to(torch.int64)
             for key, count in zip(*keys.unique(return_counts=True), strict=True):
                 self._count(int(key), int(count))

@@ -27,13 +27,13 @@ class Draw:
 
     Attributes:
         shard: Number of the shard.
-        rows: Rows of the shard, ascending.
-        places: Rows of the batch, one for each.
+        rows: Rows of the shard; ascending where several shards are mixed, since those are files.
+        places: Rows of the batch, one for each, or a slice of them.
     """
 
     shard: int
     rows: NDArray[np.int64]
-    places: NDArray[np.int64]
+    places: NDArray[np.int64] | slice
 
 
 class RowOrder:
@@ -43,9 +43,13 @@ class RowOrder:
         sizes: Rows of each shard.
         seed: Decides the order.
         open_shards: Shards that are mixed at a time.
+
+    Raises:
+        ConfigError: If the seed is not an integer from 0.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, *, open_shards: int = OPEN_SHARDS) -> None:
+        rng(seed, "order of shards")  # refuses a seed that is none here, not in a reader's thread
         self._sizes = np.asarray(sizes, dtype=np.int64)
         self._seed = seed
         self._n_groups = -(-len(self._sizes) // open_shards)
@@ -84,6 +88,10 @@ class RowOrder:
         self, shards: NDArray[np.int64], chosen: NDArray[np.integer], place: int
     ) -> Iterator[Draw]:
         """Yield one draw for each shard that some rows of a group belong to."""
+        if len(shards) == 1:
+            rows = chosen.astype(np.int64)
+            yield Draw(int(shards[0]), rows, slice(place, place + len(rows)))
+            return
         ends = np.cumsum(self._sizes[shards])
         # ascending rows are read from a file almost twice as fast as scattered ones
         sorting = np.argsort(chosen, kind="stable")

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from microtome.core.plain import plain
+from microtome.core.seeds import rng
 from microtome.errors import ConfigError, UnknownNameError, nearest
 from microtome.models.fingerprint import tokenizer_fingerprint
 from microtome.sae.harvesting.documents import Documents, Piece
 from microtome.sae.harvesting.places import widths
 from microtome.tracing.catalog import require_anatomy
+from microtome.tracing.prompts import require_tokenizer
 from microtome.tracing.sites import Site
 
 if TYPE_CHECKING:
@@ -102,12 +104,16 @@ def settings_of(
         ConfigError: If a number is out of range.
         UnknownNameError: If there is no such type.
         SiteError: If a site's value is not one row for each token.
+        TokenizerError: If rows begin with a BOS token and there is no tokenizer.
     """
     longest = _context(model, context)
     stored = _dtype(model, dtype)
     check_positive(batch_size=batch_size, shard_rows=shard_rows)
     if outliers is not None and not outliers > 1:
         raise ConfigError(f"outliers={outliers}; expected a factor above 1, or None.")
+    rng(seed, "harvest")  # refuses a seed that is none before anything is run
+    if model.bos:
+        require_tokenizer(model.tokenizer)
     found = widths(model, sites, Piece(documents.numbers[0], 0, documents.ids[0]))
     return Settings(
         model=model.fingerprint,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microtome.errors import DataError, EmptyDataError, FormatError
 from microtome.sae.harvesting.manifest import Manifest
+from microtome.sae.harvesting.moments import Moments
 from microtome.sae.harvesting.order import OPEN_SHARDS
 from microtome.sae.harvesting.shards import open_shard
 from microtome.sae.harvesting.streaming import Streamed
@@ -57,7 +58,7 @@ class ActivationStore(Streamed):
                 f"All {settings.tokens} tokens of {folder} were masked ({self.manifest.masked}); "
                 "harvest other text or mask less."
             )
-        super().__init__([s.rows for s in shards], self.manifest.moments)
+        super().__init__([s.rows for s in shards], settings.sites)
         if model is not None:
             self.require_model(model)
         self._hashes = hashes
@@ -143,6 +144,9 @@ class ActivationStore(Streamed):
         tensors = open_shard(self.folder, record, self.manifest.settings, hashed=hashed)
         self._checked.add(number)
         return tensors
+
+    def _sums(self, site: str) -> Moments:
+        return self.manifest.moments[site]
 
     def _values(self, shard: int, site: str) -> Tensor:
         return self._open(shard)[site]

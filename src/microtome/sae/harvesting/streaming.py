@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from microtome.errors import ConfigError, UnknownNameError, nearest
 from microtome.sae.activations import Batches
 from microtome.sae.harvesting.moments import Moments
-from microtome.sae.harvesting.order import RowOrder
+from microtome.sae.harvesting.order import Draw, RowOrder
 
 
 class Streamed(ABC):
@@ -21,21 +21,25 @@ class Streamed(ABC):
 
     Args:
         sizes: Rows of each shard.
-        moments: Sums over the rows of each site, in the sites' order.
+        widths: Width of each site's rows, in the sites' order.
     """
 
-    def __init__(self, sizes: Sequence[int], moments: dict[str, Moments]) -> None:
+    def __init__(self, sizes: Sequence[int], widths: Mapping[str, int]) -> None:
         self._sizes = tuple(sizes)
-        self._moments = moments
+        self._widths = dict(widths)
 
     @abstractmethod
     def _values(self, shard: int, site: str) -> Tensor:
         """Return the rows of a site in a shard, ``[rows, width]``, without copying them."""
 
+    @abstractmethod
+    def _sums(self, site: str) -> Moments:
+        """Return the sums over the rows of a site."""
+
     @property
     def sites(self) -> tuple[str, ...]:
         """Names of the sites, in the order of a batch's keys."""
-        return tuple(self._moments)
+        return tuple(self._widths)
 
     @property
     def rows(self) -> int:
@@ -48,7 +52,8 @@ class Streamed(ABC):
         Raises:
             UnknownNameError: If there is no such site.
         """
-        return self.moments(site).width
+        self._require(site)
+        return self._widths[site]
 
     def mean(self, site: str) -> Tensor:
         """Return the mean row of a site, ``[width]`` in float64.
@@ -73,9 +78,8 @@ class Streamed(ABC):
         Raises:
             UnknownNameError: If there is no such site.
         """
-        if site not in self._moments:
-            raise UnknownNameError(f"No activations of {site!r}{nearest(site, self._moments)}.")
-        return self._moments[site]
+        self._require(site)
+        return self._sums(site)
 
     def batches(
         self,
@@ -106,8 +110,12 @@ class Streamed(ABC):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r}; expected an integer from {least}.")
         for site in chosen:
-            self.moments(site)
+            self._require(site)
         return self._stream(RowOrder(self._sizes, seed), batch_size, start, chosen)
+
+    def _require(self, site: str) -> None:
+        if site not in self._widths:
+            raise UnknownNameError(f"No activations of {site!r}{nearest(site, self._widths)}.")
 
     def _stream(
         self, order: RowOrder, batch_size: int, start: int, sites: tuple[str, ...]
@@ -128,11 +136,22 @@ class Streamed(ABC):
         for draw in order.draws(first, count):
             for site in sites:
                 values = self._values(draw.shard, site)
-                rows = torch.from_numpy(draw.rows).to(values.device)
-                places = torch.from_numpy(draw.places).to(values.device)
                 if site not in batch:
                     batch[site] = torch.empty(
                         count, values.shape[1], dtype=torch.float32, device=values.device
                     )
-                batch[site].index_copy_(0, places, values.index_select(0, rows).float())
+                _put(batch[site], draw, values)
         return {site: batch[site] for site in sites}
+
+
+def _put(batch: Tensor, draw: Draw, values: Tensor) -> None:
+    """Copy drawn rows to their places."""
+    rows = torch.from_numpy(draw.rows).to(values.device)
+    if isinstance(draw.places, slice):
+        if values.dtype == batch.dtype:
+            torch.index_select(values, 0, rows, out=batch[draw.places])
+        else:
+            batch[draw.places] = values.index_select(0, rows)
+        return
+    places = torch.from_numpy(draw.places).to(values.device)
+    batch.index_copy_(0, places, values.index_select(0, rows).float())

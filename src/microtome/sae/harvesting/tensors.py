@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from microtome.core.hashing import sha256_arrays
 from microtome.errors import EmptyDataError, ShapeError
-from microtome.sae.harvesting.moments import Moments
+from microtome.sae.harvesting.moments import CHUNK, Moments
 from microtome.sae.harvesting.streaming import Streamed
 
 NAME = "activations"
@@ -41,14 +42,20 @@ class TensorActivations(Streamed):
                 "belong together and must be equally many."
             )
         self._tensors = {site: tensor.detach() for site, tensor in tensors.items()}
+        self._known: dict[str, Moments] = {}
         super().__init__(
-            [next(iter(sizes.values()))], {s: Moments.of(t) for s, t in self._tensors.items()}
+            [next(iter(sizes.values()))], {s: t.shape[1] for s, t in self._tensors.items()}
         )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the sites' names and values."""
         return sha256_arrays(self._tensors)
+
+    def _sums(self, site: str) -> Moments:
+        if site not in self._known:
+            self._known[site] = Moments.of(self._tensors[site])
+        return self._known[site]
 
     def _values(self, shard: int, site: str) -> Tensor:
         return self._tensors[site]
@@ -64,10 +71,10 @@ def _check(site: str, tensor: Tensor) -> None:
         raise ShapeError(
             f"Activations of {site!r} are {what}; expected a floating-point tensor [rows, width]."
         )
-    finite = torch.isfinite(tensor).all(1)
-    if not finite.all():
-        bad = int((~finite).nonzero()[0])
-        raise ShapeError(
-            f"Activations of {site!r} hold NaN or infinities in {int((~finite).sum())} rows, first "
-            f"in row {bad}; leave those rows out."
-        )
+    for first in range(0, len(tensor), CHUNK):
+        bad = (~torch.isfinite(tensor[first : first + CHUNK]).all(1)).nonzero()[:, 0]
+        if len(bad):
+            raise ShapeError(
+                f"Activations of {site!r} hold NaN or infinities, first in row "
+                f"{first + int(bad[0])}; leave those rows out."
+            )

@@ -224,7 +224,8 @@ def _rule(families: Families, family: str, number: int, activation: float) -> Ru
 
 
 def _quoted(text: str) -> str:
-    return "`" + text.replace("\n", "\\n").replace("\t", "\\t").replace("`", "'") + "`"
+    shown = text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("`", "'")
+    return f"`{shown}`"
 
 
 def _shifted(values: NDArray[np.int64], by: int) -> NDArray[np.int64]:

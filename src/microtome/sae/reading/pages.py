@@ -92,8 +92,8 @@ class Dashboard:
             title=title,
             kicker=f"One latent of {index.d_sae:,} at {', '.join(self.coder.origin.sources)}",
             dek=f"Active at {len(positions):,} of {index.n_tokens:,} tokens ({share:.2%}), at most "
-            f"{numbers.number(float(np.abs(values).max()))}. Where was measured; what it "
-            "means is a guess that is scored below.",
+            f"{numbers.number(float(np.abs(values).max()))}. Its activity was measured; "
+            "its meaning is a guess that is scored below.",
             sections=sections,
             provenance=self._provenance(),
         )

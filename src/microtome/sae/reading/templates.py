@@ -46,11 +46,12 @@ def _scanned(
 ) -> dict[str, NDArray[np.bool_]]:
     """Return templates that need a walk from the start of a context to before its token."""
     n = len(index.ids)
-    quoted, bracketed, indented = (np.zeros(n, dtype=bool) for _ in range(3))
+    single, double, bracketed, indented = (np.zeros(n, dtype=bool) for _ in range(4))
     for start, end in zip(index.contexts[:-1], index.contexts[1:], strict=True):
         quote, depth, indent, fresh = "", 0, 0, True
         for position in range(int(start), int(end)):
-            quoted[position], bracketed[position] = bool(quote), depth > 0
+            single[position], double[position] = quote == "'", quote == '"'
+            bracketed[position] = depth > 0
             indented[position] = indent > 0 and not fresh
             for character in texts[int(inverse[position])]:
                 if quote:
@@ -68,7 +69,9 @@ def _scanned(
                 else:
                     fresh = False
     return {
-        "a quotation is open": quoted,
+        "a quotation is open": single | double,
+        "a quotation in ' is open": single,
+        'a quotation in " is open': double,
         "a bracket is open": bracketed,
         "the line is indented": indented,
     }

@@ -1,0 +1,129 @@
+"""The verdict alone, without the figures beside it: what a finder claims, and whether it stands.
+
+:func:`microtome.circuits.judge` measures everything that a reader wants to see. Where thousands of
+verdicts are wanted, as in counting false ones, only what decides the grade is measured here, by the
+same rules on the same numbers, and no more once a rule has failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from microtome.circuits.ablation import Ablation
+from microtome.circuits.judging.cutting import smallest_faithful
+from microtome.circuits.judging.evaluation import (
+    complete,
+    evaluate,
+    item_closeness,
+    takeovers,
+)
+from microtome.circuits.judging.levels import Search, level_of, search_by_name, universe_of
+from microtome.circuits.judging.nulls import random_floor, search_nulls
+from microtome.circuits.judging.protocol import RANDOM_CIRCUITS, inverted_accuracy
+from microtome.circuits.judging.variation import stability
+from microtome.circuits.results import Circuit, Evaluation, Nulls, Verdict
+from microtome.circuits.verdict import NULLS, Evidence, can_reach_a_grade, decide
+from microtome.store.results import Result
+
+if TYPE_CHECKING:
+    from microtome.behaviors.check import Check
+    from microtome.behaviors.examples import Examples
+    from microtome.core.provenance import Provenance
+    from microtome.tracing.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class BriefVerdict(Result):
+    """A circuit and its verdict.
+
+    Attributes:
+        circuit: The circuit.
+        evaluation: It on test.
+        nulls: The nulls; None where gate or sufficiency had failed. Without curves, and with fewer
+            twins where one did as well as the circuit.
+        verdict: The verdict. Its rule of stability is about resamples alone.
+        provenance: Model, seed, versions.
+    """
+
+    circuit: Circuit
+    evaluation: Evaluation
+    nulls: Nulls | None
+    verdict: Verdict
+    provenance: Provenance | None = None
+
+
+def brief_verdict(
+    model: Model,
+    examples: Examples,
+    finder: Search | str,
+    *,
+    circuit: Circuit | None = None,
+    faithfulness: float = 0.9,
+    ablation: Ablation = "resample",
+    metric: str = "logit_difference",
+    nulls: int = NULLS,
+    gate: Check | None = None,
+    seed: int = 0,
+) -> BriefVerdict:
+    """Search a circuit and decide on it, as :func:`microtome.circuits.judge` does.
+
+    Args:
+        model: The model.
+        examples: A behavior prepared for the model, with all three splits.
+        finder: The finder: a name of ``FINDERS``, or a function from a model and train examples to
+            scores.
+        circuit: A circuit to decide on instead of the one that the finder gives; the nulls are
+            searched by the finder all the same.
+        faithfulness: 0.9 asks for a faithfulness from 0.9 to 1.1 on validation.
+        ablation: What ablated parts give.
+        metric: A metric that reads the prompt's end.
+        nulls: Twins, and permutations of the answers.
+        gate: The gate's outcome; None switches it off.
+        seed: For everything that is drawn.
+
+    Raises:
+        UnknownNameError: If the finder does not exist.
+        EmptyDataError: If a split holds no examples.
+    """
+    train, validation, test = (examples.split(s) for s in ("train", "validation", "test"))
+    search = search_by_name(finder, metric, ablation) if isinstance(finder, str) else finder
+    scores = search(model, train)
+    if circuit is None:
+        level = level_of(scores)
+        circuit = smallest_faithful(
+            model, validation, complete(scores.ranking(), universe_of(model, level)), level=level,
+            faithfulness=faithfulness, ablation=ablation, metric=metric, reference=train,
+            method=str(getattr(scores, "method", "a ranking")), seed=seed,
+        )  # fmt: skip
+    evaluation = evaluate(
+        model, test, circuit, ablation=ablation, metric=metric, reference=train, seed=seed
+    )
+    found, wrong, others = None, None, {}
+    if nulls and (gate is None or gate.passed) and can_reach_a_grade(evaluation, circuit):
+        found = search_nulls(
+            model, train, validation, test, circuit, (), count=nulls, ablation=ablation,
+            metric=metric, method=search, seed=seed,
+            enough=item_closeness(evaluation.full, evaluation.empty, evaluation.circuit),
+        )  # fmt: skip
+        floor = random_floor(
+            model, test, circuit, ablation=ablation, metric=metric, seed=seed, reference=train,
+            count=RANDOM_CIRCUITS,
+        )  # fmt: skip
+        found = replace(found, random=floor)
+        wrong = inverted_accuracy(model, train, test, circuit, search, ablation=ablation, seed=seed)
+        others = takeovers(model, test, circuit, ablation=ablation, metric=metric, reference=train)
+    verdict = decide(
+        Evidence(
+            circuit=circuit,
+            evaluation=evaluation,
+            nulls=found,
+            inverted_accuracy=wrong,
+            gate=gate,
+            takeovers=others,
+            stability=stability(scores, train.clusters, circuit, seed=seed),
+            templates=len({e.template for e in test}),
+            train_templates=len({e.template for e in train}),
+        )
+    )
+    return BriefVerdict(circuit, evaluation, found, verdict, evaluation.provenance)
