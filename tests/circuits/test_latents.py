@@ -169,7 +169,9 @@ def test_exact_support_is_each_part_ablated_alone(ablation: Ablation) -> None:
     ran = ablator.run([everything, *(everything - {p} for p in ablator.universe)])
     wanted = ran["logit_difference"][0] - ran["logit_difference"][1:]
     np.testing.assert_allclose(scores.values, wanted.T, rtol=1e-3, atol=2e-4)
-    assert level_of(scores) == "latent"
+    assert level_of(scores) == level_of(scores.ranking()) == "latent"
+    picture = Circuit((f"{LAST}[latent=3]", f"{LAST}.error"), scores.names, "", "latent").diagram()
+    assert [node.label for node in picture.nodes] == ["sae 3", "sae error"]
 
 
 def test_evaluation_curve_and_floor_of_latents() -> None:
