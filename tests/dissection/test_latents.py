@@ -16,6 +16,7 @@ from microtome.dissection import Config, Dissection, dissect
 from microtome.dissection.latents import kept_by, name_latents, with_coder
 from microtome.errors import ConfigError, ShapeError
 from microtome.sae import SAE, Architecture, Origin, save
+from microtome.sae import load as load_coder
 from microtome.tracing.opening import load
 
 SITE = "blocks.1.resid_post"
@@ -126,22 +127,25 @@ def _without_error(model, examples, site):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def dissected() -> Dissection:
-    model = load("python-code")
-    assert model.anatomy is not None
-    site = "blocks.3.resid_post"
     return dissect(
-        model,
+        load("python-code"),
         get("quote-closing", n=60),
-        sae=coder(model.anatomy.d_model, 256, sites=(site,)),
+        sae=load_coder("python-code"),
         config=Config(nulls=1, edges="off", names=False),
     )
 
 
 def test_a_dissection_names_latents(dissected: Dissection, tmp_path: Path) -> None:
     assert dissected.latents is not None and not dissected.notes
-    assert len(dissected.latents.table) == 10
+    found = dissected.latents
+    assert len(found.table) == 10
+    # ten of 2,048 latents do nearly all of it, no ten others do
+    assert found.together.faithfulness.low > 0.8 and found.random.max() < 0.2
+    first = found.table.iloc[:3]
+    assert (first["low"] > 0.1).all() and (first["kept"] > 0.7).all()
+    assert first["when"].str.contains("quotation|['\"]").all()
     page = dissected.to_html(tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "What latents of blocks.3.resid_post/sae carry it" in page
+    assert "What latents of blocks.2.resid_post/sae carry it" in page
     folder = dissected.save_folder(tmp_path / "out")
     assert (folder / "latents.csv").is_file()
     assert json.loads((folder / "run.json").read_text())["latents"]["site"].endswith("/sae")

@@ -32,7 +32,8 @@ Second = Annotated[
     str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
 ]
 Sae = Annotated[
-    Path | None, typer.Option(help="Folder of a sparse coder, whose latents are named.")
+    Path | None,
+    typer.Option(help="Folder of a sparse coder, or a specimen's name: its latents are named."),
 ]
 SaeText = Annotated[
     list[Path] | None,

@@ -54,7 +54,9 @@ def latent_graph(
     and values agree is checked by a forward pass without any source.
 
     The embedding of a token is all that the stream starts with, added positions included. A logit
-    counts less the mean of all logits, at the last position.
+    counts less the mean of all logits, at the last position. A latent reads by the slope of its
+    encoder where it is, which is exact for encoders that are linear where a latent is active, all
+    but Kronecker ones; for these effects are first order.
 
     Args:
         model: A model with transcoders attached from MLP inputs to MLP outputs.
@@ -176,7 +178,6 @@ def _unsummed(model: Model, values: NDArray[np.float64], sums: NDArray[np.float6
         raise ModelSupportError(
             f"Direct effects and bias miss the values of latents by up to {found:.3g} of the "
             f"largest; expected at most {slack:.1g}. Something between the transcoders is not "
-            "linear with attention patterns and norm divisors held, or a transcoder's latents are "
-            "not linear where they are active."
+            "linear with attention patterns and norm divisors held."
         )
     return found
