@@ -9,9 +9,10 @@ from tests.codecs import DenseSAE, SkipTranscoder, TopKSAE
 from tests.small import code_model
 
 from microtome.behaviors import Examples, quote_closing
-from microtome.circuits import Circuit, LatentAblator, evaluate, latent_support
+from microtome.circuits import Circuit, LatentAblator, evaluate, find, latent_support
 from microtome.circuits.judging.evaluation import curve
 from microtome.circuits.judging.matching import matched
+from microtome.circuits.judging.protocol import level_of
 from microtome.circuits.references import Ablation, site_means
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, UnknownNameError
@@ -136,6 +137,43 @@ def test_support_is_the_slope_and_ranks_like_exact_ablation() -> None:
     assert "4 steps" in finer.method and finer.ranking()[0] in everything
 
 
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_support_under_other_ablations_is_the_slope_towards_them(ablation: Ablation) -> None:
+    model = coded()
+    examples = some(model, 3)
+    scores = find(model, examples, level="latent", ablation=ablation)
+    sites = [LAST, f"{LAST}.error"]
+    means = site_means(model, examples, sites)
+    for row, example in enumerate(examples):
+        right, wrong = example.answers[0][0], example.wrongs[0][0]
+        slopes = model.gradients(
+            lambda lo, _, r=right, w=wrong: lo[:, -1, r] - lo[:, -1, w], sites, [example.clean]
+        )
+        for site in sites:
+            to = means[site] if ablation == "mean" else 0.0
+            effect = ((slopes.value(site) - to) * slopes[site]).sum((0, 1))
+            wanted = effect if site == LAST else effect.sum(0, keepdim=True)
+            names = [f"{LAST}[latent={n}]" for n in range(12)] if site == LAST else [site]
+            found = scores.values[row, [scores.names.index(name) for name in names]]
+            np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-4)
+    assert "zero" in scores.meaning or "mean" in scores.meaning
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_exact_support_is_each_part_ablated_alone(ablation: Ablation) -> None:
+    model = coded()
+    examples = some(model, 3)
+    scores = find(model, examples, method="exact", level="latent", ablation=ablation)
+    ablator = LatentAblator(model, examples, ablation=ablation)
+    everything = frozenset(ablator.universe)
+    ran = ablator.run([everything, *(everything - {p} for p in ablator.universe)])
+    wanted = ran["logit_difference"][0] - ran["logit_difference"][1:]
+    np.testing.assert_allclose(scores.values, wanted.T, rtol=1e-3, atol=2e-4)
+    assert level_of(scores) == level_of(scores.ranking()) == "latent"
+    picture = Circuit((f"{LAST}[latent=3]", f"{LAST}.error"), scores.names, "", "latent").diagram()
+    assert [node.label for node in picture.nodes] == ["sae 3", "sae error"]
+
+
 def test_evaluation_curve_and_floor_of_latents() -> None:
     model = coded()
     examples = some(model, 6)
@@ -165,5 +203,7 @@ def test_wrong_usage() -> None:
         LatentAblator(code_model(), examples)
     with pytest.raises(ConfigError, match="steps=0"):
         latent_support(model, examples, steps=0)
+    with pytest.raises(ConfigError, match="steps=2 with ablation='zero'"):
+        latent_support(model, examples, steps=2, ablation="zero")
     with pytest.raises(UnknownNameError, match="No node"):
         LatentAblator(model, examples).run([frozenset({f"{LAST}[latent=12]"})])

@@ -21,6 +21,7 @@ from microtome.circuits.edges.attribution import (
 from microtome.circuits.edges.exact import exact_edges
 from microtome.circuits.edges.information_flow import information_flow
 from microtome.circuits.edges.mask_gradients import mask_gradients
+from microtome.circuits.latents import exact_latents, latent_support
 from microtome.circuits.neurons import NeuronAblator, neuron_support
 from microtome.circuits.places import split_of
 from microtome.circuits.references import check_ablation
@@ -117,7 +118,7 @@ def find(
     level: Level | None = None,
     **options: Any,
 ) -> Any:
-    """Score every node or every edge by its support for a behavior.
+    """Score every node, latent or edge by its support for a behavior.
 
     Args:
         model: A transformer.
@@ -126,14 +127,15 @@ def find(
             for nodes; ``eap``, ``eap-ig``, ``clean-corrupted``, ``eap-ig-activations``,
             ``mask-ig``, ``information-flow``, ``exact-edges``, ``acdc``, ``edge-pruning``, ``ugs``,
             ``rank-ensemble`` or (patented, it writes a notice) ``relp`` for edges.
-        level: What is scored: ``node`` (heads and MLPs), ``neuron`` (heads and neurons), ``edge``,
-            ``role-edge`` or ``position-edge`` (edges told apart by role or position, the same as
-            ``split="role"`` or ``split="position"``); by default what the method scores.
+        level: What is scored: ``node`` (heads and MLPs), ``neuron`` (heads and neurons), ``latent``
+            (latents and errors of attached codecs), ``edge``, ``role-edge`` or ``position-edge``
+            (edges told apart by role or position, the same as ``split="role"`` or
+            ``split="position"``); by default what the method scores.
         options: Of the method: ``metric``, ``ablation``, and where it has them ``split``,
             ``reference``, ``steps``, ``seed`` and others.
 
     Returns:
-        :class:`microtome.attribution.ComponentScores` of nodes, or
+        :class:`microtome.attribution.ComponentScores` of nodes or latents, or
         :class:`microtome.circuits.EdgeScores`.
 
     Raises:
@@ -181,7 +183,7 @@ def options_for(finder: Finder, level: Level) -> dict[str, Any]:
     wanted: dict[str, Any] = {}
     if split_of(level) is not None:
         wanted = {"split": split_of(level)}
-    elif level == "neuron":
+    elif level in ("neuron", "latent"):
         wanted = {"level": level}
     same = level.endswith("edge") == (finder.level == "edge")
     if not same or any(name not in taken for name in wanted):
@@ -208,6 +210,8 @@ def _attribution(
     # both ends are runs of prompts, whatever ablated nodes give elsewhere
     check_ablation(ablation)
     chosen = single_row(metric, "Attribution")
+    if level == "latent":
+        return latent_support(model, examples, metric=chosen, ablation=ablation)
     if level == "neuron":
         names, found = neuron_support(model, examples, metric=chosen)
         return _scores(model, names, found, "attribution", chosen.name)
@@ -224,6 +228,8 @@ def _exact(
     level: Level = "node",
 ) -> ComponentScores:
     name = single_row(metric, "Exact node patching").name
+    if level == "latent":
+        return exact_latents(model, examples, metric=metric, ablation=ablation)
     if level == "neuron":
         neurons = NeuronAblator(model, examples, ablation=ablation)
         alone = [np.array([], dtype=int), *np.arange(len(neurons.universe))[:, None]]

@@ -19,7 +19,7 @@ from microtome.attribution.results import ComponentScores
 from microtome.behaviors.evaluate import batches
 from microtome.circuits.ablation import mixed
 from microtome.circuits.nodes import check_nodes
-from microtome.circuits.references import ROWS
+from microtome.circuits.references import ROWS, References
 from microtome.circuits.running import CircuitRunner, Group
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError
@@ -29,7 +29,7 @@ from microtome.tracing.vocabulary import is_latents
 
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
-    from microtome.behaviors.metrics import Metric
+    from microtome.behaviors.metrics import LastTokenMetric, Metric
     from microtome.circuits.references import Ablation
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
@@ -37,11 +37,17 @@ if TYPE_CHECKING:
 ENTRIES = 2**26
 """Latents of all rows and positions that a pass holds at most (256 MiB of float32)."""
 
-MEANING = (
-    "Support for the behavior: how much of the metric is lost when this latent or error alone is "
-    "patched from the corrupt run, first order, with the gradients of both runs averaged (Marks et "
-    "al., 2024)."
-)
+MEANING = {
+    "resample": "Support for the behavior: how much of the metric is lost when this latent or "
+    "error alone is patched from the corrupt run, first order, with the gradients of both runs "
+    "averaged (Marks et al., 2024).",
+    "mean": "Support for the behavior: how much of the metric is lost when this latent or error "
+    "alone gives its mean, first order, with the gradient of the clean run (Marks et al., 2024).",
+    "zero": "Support for the behavior: how much of the metric is lost when this latent or error "
+    "alone is set to zero, first order, with the gradient of the clean run (Marks et al., 2024).",
+    "exact": "Support for the behavior: how much of the metric is lost when this latent or error "
+    "alone is ablated.",
+}
 
 
 class LatentParts:
@@ -180,54 +186,125 @@ def latent_support(
     examples: Examples,
     *,
     metric: str | Metric = "logit_difference",
+    ablation: Ablation = "resample",
+    reference: Examples | None = None,
     steps: int = 1,
 ) -> ComponentScores:
     """Score every latent and every error of the attached codecs by its support for a behavior.
 
-    (value in the clean run - value in the corrupt run) . mean of the gradients in both runs, summed
-    over positions, and for errors over their entries.
+    (value in the clean run - ablated value) . gradient, summed over positions, and for errors over
+    their entries. Under ``resample`` the gradient is the mean of those in both runs, otherwise that
+    of the clean run.
 
     Args:
         model: A model with codecs attached.
         examples: Examples prepared for it.
         metric: A metric that reads the prompt's end.
+        ablation: What ablated parts give.
+        reference: Examples over whose clean and corrupt prompts means are taken; ``examples`` by
+            default.
         steps: With more than 1, the gradient is averaged over as many midpoints between the token
-            embeddings of both runs instead of over the two runs.
+            embeddings of both runs instead of over the two runs; under ``resample`` only.
 
     Returns:
         Scores of the parts of :class:`LatentAblator`, with their ``ranking()``.
 
     Raises:
-        ConfigError: If nothing is attached, or ``steps`` is not positive.
+        ConfigError: If nothing is attached, the ablation is unknown, ``steps`` is not positive, or
+            it is more than 1 under another ablation.
         MetricError: If the metric needs several rows for an example.
     """
     if steps < 1:
         raise ConfigError(f"steps={steps}; expected at least 1.")
+    if steps > 1 and ablation != "resample":
+        raise ConfigError(
+            f"steps={steps} with ablation={ablation!r}; gradients are averaged on the way to the "
+            "corrupt prompt, so take steps=1 or ablation='resample'."
+        )
     chosen = single_row(metric, "Attribution patching")
     parts = LatentParts(model)
+    instead = References(model, examples, parts.sites, ablation=ablation, reference=reference)
     values = np.zeros((len(examples), len(parts.names)))
     for places in batches(examples, max(1, parts.rows(examples) // 4), model=model):
         chunk = examples.take(places)
-        clean = slopes_of(model, chosen, chunk, parts.sites, chunk.clean)
-        if steps > 1:
-            clean = integrated(model, chosen, chunk, clean, chunk.clean, chunk.corrupt, steps)
-        corrupt = slopes_of(model, chosen, chunk, parts.sites, chunk.corrupt)
-        for site, span in parts.spans.items():
-            slope = clean[site] if steps > 1 else (clean[site] + corrupt[site]) / 2
-            effect = (clean.value(site) - corrupt.value(site)) * slope
+        for site, effect in _effects(model, chosen, chunk, parts, instead, steps).items():
             summed = effect.detach().double().sum(1)
             if not is_latents(at(site).name):
                 summed = summed.flatten(1).sum(1, keepdim=True)
-            values[places, span] = summed.cpu().numpy()
+            values[places, parts.spans[site]] = summed.cpu().numpy()
     method = "attribution" if steps == 1 else f"integrated gradients, {steps} steps"
+    return _scores(model, parts.names, values, method, chosen.name, MEANING[ablation])
+
+
+def _effects(
+    model: Model,
+    metric: LastTokenMetric,
+    chunk: Examples,
+    parts: LatentParts,
+    instead: References,
+    steps: int,
+) -> dict[str, torch.Tensor]:
+    """Return what each entry of each site supports, first order ``[example, pos, ...]``."""
+    clean = slopes_of(model, metric, chunk, parts.sites, chunk.clean)
+    if instead.ablation != "resample":
+        ablated = instead.of(chunk)
+        return {s: (clean.value(s) - ablated.get(s, 0.0)) * clean[s] for s in parts.sites}
+    if steps > 1:
+        clean = integrated(model, metric, chunk, clean, chunk.clean, chunk.corrupt, steps)
+    corrupt = slopes_of(model, metric, chunk, parts.sites, chunk.corrupt)
+    return {
+        s: (clean.value(s) - corrupt.value(s))
+        * (clean[s] if steps > 1 else (clean[s] + corrupt[s]) / 2)
+        for s in parts.sites
+    }
+
+
+def exact_latents(
+    model: Model,
+    examples: Examples,
+    *,
+    metric: str | Metric = "logit_difference",
+    ablation: Ablation = "resample",
+    reference: Examples | None = None,
+) -> ComponentScores:
+    """Score every latent and error by what is lost when it alone is ablated.
+
+    Latents that first order moves nothing for no example are not run: what ablates them leaves them
+    as they are, or nothing behind them reads them.
+
+    Args:
+        model: A model with codecs attached.
+        examples: Examples prepared for it.
+        metric: A metric that reads the prompt's end.
+        ablation: What ablated parts give.
+        reference: Examples over which means are taken; ``examples`` by default.
+
+    Raises:
+        ConfigError: If nothing is attached, or the ablation is unknown.
+        MetricError: If the metric needs several rows for an example.
+    """
+    chosen = single_row(metric, "Exact latent patching")
+    ablator = LatentAblator(model, examples, ablation=ablation, reference=reference)
+    first_order = latent_support(
+        model, examples, metric=metric, ablation=ablation, reference=reference
+    )
+    moved = np.flatnonzero((first_order.values != 0).any(0))
+    everything = np.array([], dtype=int)
+    found = ablator.run_cuts([everything, *(np.array([n]) for n in moved)], [metric])[chosen.name]
+    values = np.zeros_like(first_order.values)
+    values[:, moved] = (found[0] - found[1:]).T
+    return _scores(model, ablator.universe, values, "exact", chosen.name, MEANING["exact"])
+
+
+def _scores(
+    model: Model, names: tuple[str, ...], values: np.ndarray, method: str, metric: str, meaning: str
+) -> ComponentScores:
+    settings = {"method": method, "metric": metric, "codecs": fingerprints(model.codecs)}
     return ComponentScores(
-        names=parts.names,
+        names=names,
         values=values,
         method=method,
-        metric=chosen.name,
-        meaning=MEANING,
-        provenance=collect(
-            model,
-            {"method": method, "metric": chosen.name, "codecs": fingerprints(model.codecs)},
-        ),
+        metric=metric,
+        meaning=meaning,
+        provenance=collect(model, settings),
     )

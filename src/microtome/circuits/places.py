@@ -123,6 +123,9 @@ def edge_level(split: Split | None) -> Level:
 
 def level_by_name(names: Sequence[str]) -> Level:
     """Return of what level parts of these names are."""
+    if any("/" in name for name in names[:1]):
+        # the site of a codec: blocks.3.resid_post/NAME[latent=17]
+        return "latent"
     if not any("->" in name for name in names[:1]):
         return "neuron" if any(part(name).kind == "neuron" for name in names) else "node"
     if any(part(name.partition("->")[0]).kind == "neuron" for name in names):

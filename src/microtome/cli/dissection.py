@@ -23,9 +23,22 @@ from microtome.cli.options import (
 
 if TYPE_CHECKING:
     from microtome.dissection.results import Dissection
+    from microtome.sae import SAE
 
 SPECIMEN = "python-code"
 BEHAVIOR = "quote-closing"
+
+Second = Annotated[
+    str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
+]
+Sae = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a sparse coder, or a specimen's name: its latents are named."),
+]
+SaeText = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text in which latents are explained; by default the prompts."),
+]
 
 
 def dissect(
@@ -55,9 +68,9 @@ def dissect(
     names: Annotated[
         bool, typer.Option(help="Hold the parts against the taxonomy of heads.")
     ] = True,
-    versus: Annotated[
-        str | None, typer.Option(help="A second condition: the name of a behavior, or a file.")
-    ] = None,
+    versus: Second = None,
+    sae: Sae = None,
+    sae_text: SaeText = None,
     gate: Annotated[
         bool, typer.Option(help="End where the model does not show the behavior.")
     ] = True,
@@ -85,22 +98,17 @@ def dissect(
 
     use_home(home)
     config = Config(
-        faithfulness=faithfulness,
-        ablation=ablation,
-        method=method,
-        nulls=nulls,
-        edges=edges,
-        names=names,
-        gate=gate,
-        seed=seed,
-    )
+        faithfulness=faithfulness, ablation=ablation, method=method, nulls=nulls, edges=edges,
+        names=names, gate=gate, seed=seed,
+    )  # fmt: skip
     task = open_behavior(behavior, n, seed)
     other = None if versus is None else open_behavior(versus, n, seed)
     folder = out or home_folder() / "runs" / f"dissect-{Path(model).name}-{task.name}-{seed}"
     check_folder(folder)
+    coder, text = _coder(sae, sae_text)
     opened = open_model(model, device, dtype, threads)
     with Bars() as bars:
-        found = run(opened, task, versus=other, config=config, progress=bars)
+        found = run(opened, task, versus=other, sae=coder, text=text, config=config, progress=bars)
     found.save_folder(folder)
     if as_json:
         print_json({**found.summary(), "report": str(folder / "report.html")})
@@ -108,6 +116,19 @@ def dissect(
         _print(found, folder)
     if not found.explained or (strict and not _established(found)):
         raise typer.Exit(1)
+
+
+def _coder(folder: Path | None, text: list[Path] | None) -> tuple[SAE | None, list[str] | None]:
+    """Read a coder and the text to explain its latents in."""
+    from microtome.errors import ConfigError
+    from microtome.sae import load
+    from microtome.store.texts import read_texts
+
+    if folder is None:
+        if text:
+            raise ConfigError("--sae-text explains latents; give the coder, too, with --sae.")
+        return None, None
+    return load(folder), list(read_texts(text)) if text else None
 
 
 def _established(found: Dissection) -> bool:
@@ -126,6 +147,14 @@ def _print(found: Dissection, folder: Path) -> None:
         named = {part: found.names.names_of(part) for part in found.circuit.parts}
         listed = "; ".join(f"{part} {', '.join(n)}" for part, n in named.items() if n)
         print(f"Names: {listed or 'no part of the circuit earns one'}")
+    if found.latents is not None:
+        print(f"Latents: {found.latents.sentence}")
+        listed_rows = [
+            [str(r["latent"]), f"{r['effect']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}",
+             f"{r['kept']:.2f}", r["when"]]
+            for r in found.latents.table.to_dict("records")
+        ]  # fmt: skip
+        print_table(["latent", "effect", "95 %", "by the circuit", "active when"], listed_rows)
     if found.versus is not None:
         print(f"Versus: {found.versus.sentence}")
     for step, reason in found.notes.items():

@@ -1,4 +1,4 @@
-"""The report's sections on edges, on the names of the parts, and on a second condition."""
+"""The report's sections on edges, names of parts, a second condition, and latents."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from microtome.circuits.judging.contrasts import Versus
 from microtome.circuits.results import Circuit
 from microtome.circuits.taxonomy.results import PartNames
 from microtome.dissection import phrases
+from microtome.dissection.latents import NamedLatents
 from microtome.dissection.results import Dissection
 from microtome.dissection.wiring import Wiring
 from microtome.views import Figure, Section
@@ -31,12 +32,14 @@ SHOWN = 60
 
 
 def described(found: Dissection, figure: MakeFigure) -> list[Section]:
-    """Return the sections on edges, names and a second condition, where there are any."""
+    """Return the sections on edges, names, latents and a second condition, as there are any."""
     sections = []
     if found.wiring is not None:
         sections.append(edges_section(found.wiring, found.names, figure))
     if found.names is not None and found.circuit is not None:
         sections.append(names_section(found.names, found.circuit, figure))
+    if found.latents is not None:
+        sections.append(latents_section(found.latents, figure))
     if found.versus is not None:
         sections.append(versus_section(found.versus, figure))
     if found.notes:
@@ -126,6 +129,39 @@ def names_section(found: PartNames, circuit: Circuit, figure: MakeFigure) -> Sec
         reasons = "; ".join(f"{name} ({why})" for name, why in found.not_run.items())
         blocks.append(f"Not run: {reasons}.")
     return Section("What the parts do elsewhere", blocks, short="Names")
+
+
+def latents_section(found: NamedLatents, figure: MakeFigure) -> Section:
+    """The latents that carry the behavior: exact effects, the circuit's share, explanations."""
+    columns = {
+        "latent": "latent", "effect": "effect", "interval": "95 %", "kept": "by the circuit",
+        "active": "active", "simulation": "simulation", "when": "active when",
+    }  # fmt: skip
+    rows: list[list[Cell]] = []
+    for row in found.table.to_dict("records"):
+        row["interval"] = f"{number(row['low'])} to {number(row['high'])}"
+        # a name, not a quantity
+        row["latent"] = str(row["latent"])
+        rows.append([_cell(row[name]) for name in columns])
+    where = "a text given" if found.own_text else "the train prompts, which differ in little else"
+    together = found.together
+    return Section(
+        f"What latents of {found.site} carry it",
+        (
+            figure(
+                found.sentence.removesuffix("."),
+                Table(tuple(columns.values()), rows),
+                "Ranked on train by attribution. Effect: share of the way to the corrupt run when "
+                "the latent alone is patched, exact, on unseen templates. By the circuit: share of "
+                "the latent's change that the circuit brings about with all other heads and MLPs "
+                f"patched. Explanations: rules found on half of {found.tokens:,} tokens of "
+                f"{where}; simulation is the correlation on the other half, 0 is chance.",
+                n=len(together.full),
+                baseline="random sets of other latents, in the title",
+            ),
+        ),
+        short="Latents",
+    )
 
 
 def versus_section(found: Versus, figure: MakeFigure) -> Section:

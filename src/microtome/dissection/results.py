@@ -25,6 +25,7 @@ from microtome.circuits.results import (
 from microtome.circuits.taxonomy.results import PartNames
 from microtome.core.provenance import Provenance
 from microtome.core.stats import Interval
+from microtome.dissection.latents import NamedLatents
 from microtome.dissection.wiring import Wiring
 from microtome.store.results import Result
 from microtome.sweeps.results import Sweep
@@ -186,6 +187,7 @@ class Dissection(Result, version=2):
         wiring: The circuit of edges; None where it was not asked for or the model has none.
         names: Names of the parts; None where they were not asked for.
         versus: What differs from a second condition; None without one.
+        latents: The latents of an SAE that carry it; None without one.
         reduction: The readable rule.
         operation: The circuit ablated.
         notes: Why a step was left out, by step.
@@ -208,6 +210,7 @@ class Dissection(Result, version=2):
     wiring: Wiring | None = None
     names: PartNames | None = None
     versus: Versus | None = None
+    latents: NamedLatents | None = None
     reduction: Reduction | None = None
     operation: Operation | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -281,6 +284,14 @@ class Dissection(Result, version=2):
             found["names"] = {part: list(self.names.names_of(part)) for part in self.circuit.parts}
         if self.versus is not None:
             found["versus"] = self.versus.sentence
+        if self.latents is not None:
+            found["latents"] = {
+                "site": self.latents.site,
+                "sentence": self.latents.sentence,
+                "faithfulness": self.latents.together.faithfulness,
+                "error": self.latents.error,
+                "latents": self.latents.table.to_dict("records"),
+            }
         if self.notes:
             found["notes"] = dict(self.notes)
         result = plain(found)
@@ -318,6 +329,8 @@ class Dissection(Result, version=2):
                 self.wiring.scores.to_frame().to_csv(place / "edges.csv", index=False)
             if self.names is not None:
                 self.names.table.to_csv(place / "names.csv", index=False)
+            if self.latents is not None:
+                self.latents.table.to_csv(place / "latents.csv", index=False)
             if self.verdict is not None:
                 self.verdict.to_frame().to_csv(place / "rules.csv", index=False)
             made = {file.name for file in place.iterdir()}
@@ -329,7 +342,7 @@ class Dissection(Result, version=2):
 
 
 _FILES = re.compile(
-    r"(scores|edges|names|rules)\.csv|edges\.json|(dissection|edges)-[0-9a-f]{12}\.safetensors"
+    r"(scores|edges|names|latents|rules)\.csv|edges\.json|(dissection|edges)-[0-9a-f]{12}\.safetensors"
 )
 """Names of the files that not every dissection writes."""
 

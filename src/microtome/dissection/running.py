@@ -17,6 +17,7 @@ from microtome.circuits.taxonomy.naming import name_parts
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.dissection.config import Config
+from microtome.dissection.latents import name_latents, with_coder
 from microtome.dissection.locating import locate
 from microtome.dissection.operating import operate
 from microtome.dissection.proving import prove
@@ -29,6 +30,8 @@ from microtome.tracing.catalog import require_anatomy
 if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.circuits.results import Circuit
+    from microtome.sae import SAE
+    from microtome.sae.harvesting.documents import Text
     from microtome.tracing.model import Model
 
 T = TypeVar("T")
@@ -39,6 +42,8 @@ def dissect(
     behavior: Behavior | str,
     *,
     versus: Behavior | str | None = None,
+    sae: SAE | None = None,
+    text: Text | None = None,
     config: Config | None = None,
     progress: Progress = quiet,
 ) -> Dissection:
@@ -53,6 +58,8 @@ def dissect(
         model: A transformer with a tokenizer.
         behavior: A behavior, or the name of one.
         versus: A second condition, or its name: what the model does differently in the first.
+        sae: A sparse coder of one site of the model, whose latents are to be named.
+        text: Text in which the latents' explanations are found; the behavior's prompts by default.
         config: The settings.
         progress: Told of the steps.
 
@@ -63,11 +70,15 @@ def dissect(
     Raises:
         ModelSupportError: If the model is not a transformer.
         EmptyDataError: If no item of the behavior fits the model's tokenizer.
+        ConfigError: If the coder has not one site.
+        SiteError: If the model does not have its site.
+        ShapeError: If its width is not that of the site.
     """
     settings = config or Config()
     task = get(behavior, seed=settings.seed) if isinstance(behavior, str) else behavior
     other = get(versus, seed=settings.seed) if isinstance(versus, str) else versus
     anatomy = require_anatomy(model.anatomy, "A dissection")
+    coded = None if sae is None else with_coder(model, sae)
     watch = _Watch(progress)
     examples = task.prepare(model)
     gate = watch("check", lambda: check(model, task, seed=settings.seed, examples=examples))
@@ -84,7 +95,10 @@ def dissect(
     )
     if settings.gate and not gate.passed:
         return found
-    return _explained(model, task, other, found, settings, watch)
+    explained = _explained(model, task, other, found, settings, watch)
+    if sae is None or coded is None:
+        return explained
+    return _with_latents(coded, sae, task, explained, text, settings, watch)
 
 
 def _explained(
@@ -160,6 +174,39 @@ def _explained(
     )
 
 
+def _with_latents(
+    coded: Model,
+    coder: SAE,
+    task: Behavior,
+    found: Dissection,
+    text: Text | None,
+    settings: Config,
+    watch: _Watch,
+) -> Dissection:
+    """Return the dissection with the latents that carry the behavior, or why there are none."""
+    examples, circuit = task.prepare(coded), found.circuit
+    if circuit is None:
+        return found
+    train, validation, test = (examples.split(s) for s in ("train", "validation", "test"))
+    try:
+        named = watch(
+            "latents",
+            lambda: name_latents(
+                coded,
+                coder,
+                (train, validation, test),
+                circuit,
+                text=text,
+                metric=task.metric,
+                seed=settings.seed,
+                progress=watch.progress,
+            ),
+        )
+    except (EmptyDataError, MetricError) as error:
+        return replace(found, notes={**found.notes, "latents": str(error)})
+    return replace(found, latents=named, seconds=dict(watch.seconds))
+
+
 def _described(
     model: Model,
     task: Behavior,
@@ -225,7 +272,9 @@ def _described(
 OF_PARTS = tuple(d.name for d in DETECTORS if d.kind in ("head", "pair"))
 """Detectors of heads and pairs of heads: the circuit has no single neurons."""
 
-STEPS = ("check", "locate", "cut", "prove", "wire", "name", "versus", "reduce", "operate")
+STEPS = (
+    "check", "locate", "cut", "prove", "wire", "name", "versus", "reduce", "operate", "latents",
+)  # fmt: skip
 """The steps in order."""
 
 

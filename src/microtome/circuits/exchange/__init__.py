@@ -11,6 +11,7 @@ _HOMES = {
         "write_attribution_graph",
     ),
     "circuit_tracer_drawing": ("diagram_of",),
+    "circuit_tracer_latents": ("graph_of_latents", "latents_as_graph"),
     "dot": ("dot_text", "read_dot", "write_dot"),
     "graphml": ("graphml_text", "read_graphml", "write_graphml"),
     "mib": ("mib_document", "read_mib", "write_mib"),

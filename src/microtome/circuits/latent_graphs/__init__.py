@@ -1,0 +1,1 @@
+"""Attribution graphs of one prompt over transcoders (Ameisen et al., 2025)."""
