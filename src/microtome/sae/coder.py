@@ -14,9 +14,10 @@ from microtome.errors import ShapeError
 from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import activate, pre_activations
 from microtome.sae.latents import SparseLatents
+from microtome.sae.sparse_encoding import active_latents
 
-BLOCK_ENTRIES = 2**24
-"""Dense latents formed at a time while encoding sparsely (64 MiB of float32)."""
+BLOCK_ENTRIES = 2**23
+"""Dense pre-activations formed at a time while encoding sparsely (32 MiB of float32)."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ class SAE(nn.Module):
         if values.dim() != 2:
             raise ShapeError(f"values of shape {tuple(values.shape)}; expected row, d_in")
         block = max(1, BLOCK_ENTRIES // self.d_sae)
-        parts = [SparseLatents.of(self.encode(rows)) for rows in values.split(block)]
+        self._check(values, self.d_in, "encode", "d_in")
+        make, weights = self.architecture, self.weights
+        parts = [active_latents(make, weights, rows) for rows in values.split(block)]
         return SparseLatents.join(parts)
 
     def decode(self, latents: Tensor) -> Tensor:
