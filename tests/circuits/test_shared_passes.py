@@ -222,8 +222,8 @@ def test_every_level_has_a_default_finder(model: Model, examples: Examples) -> N
         default_finder(model, "edges")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="scores no role-edges"):
         search_by_name("acdc", "logit_difference", "resample", level="role-edge")
-    with pytest.raises(ConfigError, match="latent_support"):
-        search_by_name("attribution", "logit_difference", "resample", level="latent")
+    with pytest.raises(ConfigError, match="scores no latents"):
+        search_by_name("contextual-decomposition", "logit_difference", "resample", level="latent")
 
 
 def test_the_nulls_of_a_verdict_alone_are_cut_as_elsewhere(

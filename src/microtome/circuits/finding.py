@@ -174,11 +174,6 @@ def options_for(finder: Finder, level: Level) -> dict[str, Any]:
             "Edges that leave neurons are scored by microtome.circuits.neuron_edges, which has to "
             "be told how many neurons to keep apart."
         )
-    if level == "latent":
-        raise ConfigError(
-            "Latents are scored by microtome.circuits.latent_support; where a finder is asked for, "
-            "give that function."
-        )
     taken = inspect.signature(finder.run).parameters
     wanted: dict[str, Any] = {}
     if split_of(level) is not None:

@@ -1,12 +1,11 @@
 """What a sparse coder is made of: its widths, activation, encoder, decoder and connections.
 
-SAE, transcoder, skip transcoder, crosscoder and cross-layer transcoder are values of one type:
+SAE, transcoder, skip transcoder, crosscoder and cross-layer transcoder are values of one type::
 
     SAE                        Architecture(d_in=64, d_sae=1024)
     transcoder                 Architecture(d_in=64, d_sae=1024, d_out=64, center=False)
     skip transcoder            ... skip=True
-    crosscoder                 Architecture(d_in=192, d_sae=1024, sources=(64, 64, 64),
-                                            targets=(64, 64, 64))
+    crosscoder                 Architecture(d_in=192, d_sae=1024, sources=(64, 64, 64), targets=...)
     cross-layer transcoder     ... reach="later", center=False
 """
 
