@@ -1,7 +1,7 @@
 """Products with the kept entries only: what a sparse coder computes past the selection.
 
 Of the ``rows x d_sae`` latents of a batch some dozens a row are kept. With them as a list of
-entries (row, latent), both directions of a sparse coder and all their gradients are two operations::
+entries (row, latent), both directions of a coder and all their gradients are two operations::
 
     dot   one number for each entry: the product of its row of one matrix with its row of another;
     sum   one row for each row (or for each latent): the weighted sum of the other's rows.
