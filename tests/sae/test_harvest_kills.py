@@ -76,3 +76,13 @@ def test_killed_harvests_end_with_the_same_bytes(tmp_path: Path, seed: int) -> N
     assert cut_short >= 3
     run(model, folder)
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    model, folder = code_model(), tmp_path / "harvest"
+    run(model, folder)
+    whole = contents(folder)
+    for name in (".tmpA1b2C3", ".acts-00000.safetensors.0a1b2c3d4e5f.tmp"):
+        (folder / name).write_bytes(b"part")
+    run(model, folder)
+    assert contents(folder) == whole

@@ -232,8 +232,8 @@ def _begin(folder: Path, settings: Settings, model: Model, *, resume: bool) -> M
 
 
 def _clear(folder: Path) -> None:
-    """Remove parts of files that a killed harvest left."""
-    for pattern in (f".{NAME}.*.tmp", ".acts-*.safetensors.*.tmp"):
+    """Remove parts of files that a killed harvest left, its own and those of safetensors."""
+    for pattern in (f".{NAME}.*.tmp", ".acts-*.safetensors.*.tmp", ".tmp??????"):
         for part in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 part.unlink()
