@@ -237,7 +237,8 @@ def _initial_encoder(make: Architecture, decoder: Tensor, generator: torch.Gener
         return decoder.clone()
     encoder: Tensor = torch.randn(make.d_sae, make.d_in, generator=generator)
     if make.reach != "all":
-        encoder = encoder[:, : max(make.sources)]
+        # a matrix of its own: fused Adam takes a weight's memory to be without gaps
+        encoder = encoder[:, : max(make.sources)].clone()
         for source, latents in zip(make.sources, make.latent_slices, strict=True):
             encoder[latents, source:] = 0
     encoder /= encoder.norm(dim=1, keepdim=True)
