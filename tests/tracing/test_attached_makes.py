@@ -140,7 +140,9 @@ def test_a_model_that_keeps_its_cache_to_itself_generates() -> None:
     assert cached == whole == (tuple(row[len(ROWS[0]) :]),)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mamba", "bamba", "convbert", "roberta-decoder"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "mamba", "bamba", "qwen3_next", "convbert", "roberta-decoder"]
+)
 def test_generated_rows_are_those_alone_whatever_the_family(family: str) -> None:
     model = load(build(family))
     site = at("blocks.1.resid_post")

@@ -176,9 +176,12 @@ class _Loop:
             arguments["use_cache"] = self._cached
         if self._cache is not None:
             arguments["past_key_values"] = self._cache
-        if self._numbered or (self._miscounts and self._cache is not None):
+        if self._numbered:
             ids = mask_positions(self._mask)
             arguments["position_ids"] = ids[:, -1:] if self._cache is not None else ids
+        elif self._miscounts and self._cache is not None:
+            last = self._sequence.shape[1] - 1  # padding counts, as it did in the first pass
+            arguments["position_ids"] = torch.full_like(self._sequence[:, -1:], last)
         return arguments
 
     def new_tokens(self) -> list[tuple[int, ...]]:
