@@ -17,7 +17,7 @@ _NAMES = {
     "SAE": "microtome.sae.coder:SAE",
     "SAEEvaluation": "microtome.sae.evaluation.results:SAEEvaluation",
     "SparseLatents": "microtome.sae.latents:SparseLatents",
-    "Training": "microtome.sae.results:Training",
+    "TrainingSummary": "microtome.sae.results:TrainingSummary",
     "agreement": "microtome.sae.evaluation.dictionaries:agreement",
     "evaluate": "microtome.sae.evaluation.evaluating:evaluate",
     "harvest": "microtome.sae.harvesting.running:harvest",
