@@ -269,7 +269,8 @@ def test_metrics_are_summed_in_double_precision() -> None:
     targets = torch.full((1, 1), 1.0)
     tally.squared_error = tally.variance = 2.0**26
     for _ in range(8):
-        tally.add(targets, targets, targets, torch.zeros(1))
+        tally.add(targets, targets, torch.zeros(1))
+        tally.add_active(targets)
     assert tally.squared_error == 2.0**26 + 8 and tally.fvu == 1 and tally.l0 == 1
 
 

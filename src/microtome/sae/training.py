@@ -284,7 +284,8 @@ class _Run:
             self.undo = remembered
             self._give_up(batch, float(found.total.detach()))
         self.counter.add(passed.form.fired(values), len(inputs))
-        self.tally.add(targets, found.errors, values, self.mean)
+        self.tally.add(targets, found.errors, self.mean)
+        self.tally.add_active(values)
         self.tally.add_losses(found.parts, len(inputs), norm)
         self.step += 1
         if config.resamples(self.step, self.steps):

@@ -13,9 +13,9 @@ from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, EmptyDataError, ModelSupportError, ShapeError
 from microtome.sae.evaluation.baselines import coordinates, random_dictionary
-from microtome.sae.evaluation.passes import coder_sites, contexts_of, special_ids, values_at
 from microtome.sae.evaluation.results import Evaluated, Recovery, SAEEvaluation
 from microtome.sae.harvesting.documents import Text, read_documents
+from microtome.sae.model_passes import coder_sites, contexts_of, special_ids, values_at
 from microtome.sae.reconstruction import ReconstructionTally
 
 if TYPE_CHECKING:

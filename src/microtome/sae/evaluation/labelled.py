@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, DataError, EmptyDataError
-from microtome.sae.evaluation.passes import coder_sites, special_ids, values_at
+from microtome.sae.model_passes import coder_sites, special_ids, values_at
 from microtome.store.results import Result
 
 if TYPE_CHECKING:
