@@ -26,6 +26,7 @@ _NAMES = {
     "reconstruct": "microtome.sae.reconstruction:reconstruct",
     "save": "microtome.sae.saving:save",
     "train": "microtome.sae.training:train",
+    "train_twin": "microtome.sae.evaluation.twins:train_twin",
 }
 
 __all__ = sorted(_NAMES)

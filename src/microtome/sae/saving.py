@@ -112,7 +112,7 @@ def save(
         format: Name of the format: ``"microtome"`` takes every make, others say what they lack.
         dtype: Floating-point type of the weights; thresholds keep theirs where the format can.
             ``"bfloat16"`` is refused for most coders with thresholds: its 8 bits move activations
-            across them. ``"float16"`` is not, or round the coder first: ``coder.bfloat16().float()``.
+            across them. ``"float16"`` is not; or round the coder first: ``coder.half().float()``.
         sample: Inputs ``[row, d_in]``, or inputs and targets ``[row, d_out]``, on which FVU and L0
             must be the same; drawn from the coder's own directions unless given.
 
