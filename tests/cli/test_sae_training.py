@@ -55,6 +55,22 @@ def test_a_model_and_text_give_what_shards_give(folder: Path, text: Path, tmp_pa
     assert coder.origin == other.origin  # the model's fingerprint is known either way
 
 
+def test_seeds_are_compared(folder: Path, text: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        given = [folder, "--text", text, *SITE, *SMALL, "--steps", 8, "--seed", seed]
+        shards = ["--shards", tmp_path / "shards"]
+        assert call(*given, *shards, "-o", tmp_path / str(seed)).exit_code == 0
+    places = [tmp_path / str(seed) / "sae" for seed in (0, 1)]
+    shown = call(*places, command="stability")
+    assert "Found in all others" in shown.stderr and "mutual" in shown.stdout
+    given = [*places, "--activations", tmp_path / "shards", "-o", tmp_path / "s.json", "--json"]
+    facts = json.loads(call(*given, command="stability").stdout)
+    assert len(facts["pairs"]) == len(facts["in_all"]) == 2
+    assert 0 < facts["pairs"][0]["mmcs"] < 1 and (tmp_path / "s.json").is_file()
+    error = call(places[0], command="stability").exception
+    assert isinstance(error, MicrotomeError) and "at least two" in str(error)
+
+
 def test_what_is_missing_is_asked_for(folder: Path, text: Path, tmp_path: Path) -> None:
     def refused(*arguments: object) -> str:
         error = call(*arguments, "-o", tmp_path / "r").exception

@@ -14,6 +14,7 @@ app = typer.Typer(
 app.command("harvest")(sae_harvest.harvest)
 app.command("train")(sae_training.train)
 app.command("eval")(sae_evaluation.evaluate)
+app.command("stability")(sae_evaluation.stability)
 app.command("latents")(sae_reading.latents)
 app.command("show")(sae_reading.show)
 app.command("convert")(sae_reading.convert)

@@ -19,10 +19,13 @@ from microtome.cli.options import (
     print_json,
     print_table,
     say,
+    use_threads,
 )
 from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens, open_coder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from microtome.core.progress import Progress
     from microtome.sae import SAE, SAEEvaluation
     from microtome.tracing.model import Model
@@ -144,3 +147,79 @@ def _print_evaluation(found: SAEEvaluation) -> None:
         f"{int(table['rows'].iloc[0]):,} rows; the whole model's cross-entropy is {clean:.4f} nats "
         f"a token.{beside}"
     )
+
+
+def stability(
+    coders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of coders of one site, two or more.", show_default=False),
+    ],
+    activations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of microtome sae harvest; latents active on none of its first rows are "
+            "left out."
+        ),
+    ] = None,
+    at: Annotated[
+        float, typer.Option(help="Cosine above which a latent counts as found.", min=0, max=1)
+    ] = 0.7,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save.")] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Say which latents other seeds find again, beside random dictionaries.
+
+    Example: microtome sae stability RUN-0/sae RUN-1/sae RUN-2/sae --activations RUN-0/activations
+    """
+    from microtome.cli.places import check_file
+    from microtome.sae import load
+    from microtome.sae import stability as compared
+
+    if out is not None:
+        check_file(out)
+    use_threads(threads)
+    loaded = [load(place) for place in coders]
+    sample = None if activations is None else _rows(activations, loaded[0])
+    found = compared(loaded, names=list(map(str, coders)), sample=sample, at=at, seed=seed)
+    if out is not None:
+        found.save(out)
+    table = found.to_frame().reset_index()
+    if as_json:
+        print_json({"pairs": table, "in_all": found.in_all, "null_in_all": found.null_in_all})
+        return
+    rows = [
+        [r["coder"], r["in"], *(f"{r[key]:.3f}" for key in ("mmcs", "mmcs_random")),
+         *(f"{100 * r[key]:.1f} %" for key in ("recall", "mutual"))]
+        for r in table.to_dict("records")
+    ]  # fmt: skip
+    print_table(["coder", "in", "MMCS", "random", "found", "mutual"], rows, right=(2, 3, 4, 5))
+    shares = ", ".join(
+        f"{100 * share:.1f} % of {n:,}"
+        for share, n in zip(found.in_all, found.n_latents, strict=True)
+    )
+    random = 100 * max(found.null_in_all)
+    say(f"Found in all others at a cosine above {at:g}: {shares}; at random {random:.1f} %.")
+
+
+def _rows(folder: Path, coder: SAE, count: int = 20_000) -> Tensor:
+    """Return rows of harvested activations as a coder takes them."""
+    import contextlib
+
+    import torch
+
+    from microtome.errors import UsageError
+    from microtome.sae import ActivationStore
+
+    store = ActivationStore(folder)
+    sites = coder.origin.sources
+    if not sites or not set(sites) <= set(store.sites):
+        raise UsageError(
+            f"{folder} holds {', '.join(store.sites)} and the coder reads "
+            f"{', '.join(sites) or 'it does not say what'}; give activations of its sites"
+        )
+    stream = store.batches(min(count, store.rows), seed=0, sites=sites)
+    with contextlib.closing(stream):
+        batch = next(stream)
+    return torch.cat([batch[site] for site in sites], 1)

@@ -23,8 +23,10 @@ _NAMES = {
     "harvest": "microtome.sae.harvesting.running:harvest",
     "index": "microtome.sae.reading.indexing:index",
     "load": "microtome.sae.saving:load",
+    "Stability": "microtome.sae.evaluation.stability:Stability",
     "reconstruct": "microtome.sae.reconstruction:reconstruct",
     "save": "microtome.sae.saving:save",
+    "stability": "microtome.sae.evaluation.stability:stability",
     "train": "microtome.sae.training:train",
     "train_twin": "microtome.sae.evaluation.twins:train_twin",
 }
