@@ -5,6 +5,7 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _NAMES = {
+    "Absorption": "microtome.sae.evaluation.absorption:Absorption",
     "ActivationStore": "microtome.sae.harvesting.store:ActivationStore",
     "Activations": "microtome.sae.activations:Activations",
     "Architecture": "microtome.sae.architecture:Architecture",
@@ -18,6 +19,7 @@ _NAMES = {
     "SAEEvaluation": "microtome.sae.evaluation.results:SAEEvaluation",
     "SparseLatents": "microtome.sae.latents:SparseLatents",
     "TrainingSummary": "microtome.sae.results:TrainingSummary",
+    "absorption": "microtome.sae.evaluation.absorption:absorption",
     "agreement": "microtome.sae.evaluation.dictionaries:agreement",
     "evaluate": "microtome.sae.evaluation.evaluating:evaluate",
     "harvest": "microtome.sae.harvesting.running:harvest",
