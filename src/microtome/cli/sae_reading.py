@@ -1,4 +1,4 @@
-"""``microtome sae eval``, ``latents``, ``show`` and ``convert``: what a coder is worth and says."""
+"""``microtome sae latents``, ``show`` and ``convert``: what the latents of a coder say."""
 
 from __future__ import annotations
 
@@ -19,83 +19,11 @@ from microtome.cli.options import (
     print_table,
     say,
 )
+from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens, open_coder
 
 if TYPE_CHECKING:
     from microtome.sae import SAE, LatentIndex
     from microtome.tracing.model import Model
-
-CoderPlace = Annotated[
-    Path, typer.Argument(help="Folder of a coder, in any known format.", show_default=False)
-]
-Texts = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Files of text, or folders of them; a .jsonl file has a text on each line.",
-        show_default=False,
-    ),
-]
-Site = Annotated[
-    str | None,
-    typer.Option(help="Site of the coder, where its folder does not say; SITE or SOURCE->TARGET."),
-]
-Tokens = Annotated[int, typer.Option(help="Tokens to read at most.", min=2)]
-Context = Annotated[int, typer.Option(help="Tokens that the model reads at a time.", min=2)]
-
-
-def evaluate(
-    model: ModelName,
-    coder: CoderPlace,
-    text: Texts,
-    site: Site = None,
-    tokens: Tokens = 20_000,
-    context: Context = 128,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save.")] = None,
-    seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a coder in its model, beside random directions and plain coordinates.
-
-    Example: microtome sae eval python-code SAE FOLDER --tokens 20000
-    """
-    from microtome.cli.bars import Bars
-    from microtome.cli.places import check_file
-    from microtome.sae import evaluate as evaluated
-    from microtome.store.texts import read_texts
-
-    if out is not None:
-        check_file(out)
-    texts = read_texts(text)
-    opened = open_model(model, device, dtype, threads)
-    with Bars() as bars:
-        found = evaluated(
-            opened, _open_coder(coder, site, opened), texts, tokens=tokens, context=context,
-            seed=seed, progress=bars,
-        )  # fmt: skip
-    table = found.to_frame()
-    if out is not None:
-        found.save(out)
-    if as_json:
-        print_json(table.reset_index())
-        return
-    shown = {
-        "fvu": "FVU",
-        "l0": "L0",
-        "dead_share": "dead",
-        "ce_recovered_zero": "CE recovered (zero)",
-        "ce_recovered_mean": "(mean)",
-        "kl_score_zero": "KL score",
-        "bias": "bias",
-    }
-    rows = [[str(name), *(f"{row[key]:.4g}" for key in shown)] for name, row in table.iterrows()]
-    print_table(["coder", *shown.values()], rows, right=tuple(range(1, len(shown) + 1)))
-    clean = table["ce_clean"].iloc[0]
-    say(
-        f"{int(table['rows'].iloc[0]):,} rows; the whole model's cross-entropy is {clean:.4f} nats "
-        "a token."
-    )
 
 
 def latents(
@@ -128,7 +56,7 @@ def latents(
     from microtome.sae.reading.scoring import explain_all, to_frame
 
     opened = open_model(model, device, dtype, threads)
-    loaded = _open_coder(coder, site, opened)
+    loaded = open_coder(coder, site, opened)
     read = _open_index(opened, loaded, text, index, tokens, context)
     alive = int((read.counts > 0).sum())
     chosen = latent or [int(i) for i in (-read.counts).argsort(kind="stable") if read.counts[i]]
@@ -195,7 +123,7 @@ def show(
 
     check_file(out)
     opened = open_model(model, device, dtype, threads)
-    loaded = _open_coder(coder, site, opened)
+    loaded = open_coder(coder, site, opened)
     read = _open_index(opened, loaded, text, index, tokens, context)
     if latent is not None:
         read.require_active(latent)
@@ -244,27 +172,6 @@ def convert(
         )
         return
     say(f"{place} holds the coder as {to}: {', '.join(sorted(p.name for p in place.iterdir()))}.")
-
-
-def _open_coder(place: Path, site: str | None, model: Model) -> SAE:
-    """Open a coder and give it its place in the model."""
-    from dataclasses import replace
-
-    from microtome.sae import load
-    from microtome.tracing.sites import at
-
-    coder = load(place)
-    if site is not None:
-        source, _, target = site.partition("->")
-        sources, targets = (str(at(source)),), (str(at(target or source)),)
-        coder.origin = replace(coder.origin, sources=sources, targets=targets)
-    known = coder.origin.fingerprint
-    if known and known != model.fingerprint:
-        say(
-            f"The coder was trained on a model with fingerprint {known[:12]}, this one has "
-            f"{model.fingerprint[:12]}."
-        )
-    return coder.to(model.device)
 
 
 def _open_index(
