@@ -7,9 +7,11 @@ import pytest
 
 from microtome.errors import ConfigError, EmptyDataError
 from microtome.sae import LatentIndex
-from microtome.sae.reading.explanations import Families, explain
+from microtome.sae.reading.explanations import explain
+from microtome.sae.reading.families import Families
 from microtome.sae.reading.index import Sparse
-from microtome.sae.reading.scoring import explain_all, intruder, to_frame
+from microtome.sae.reading.scoring import explain_all, to_frame
+from microtome.sae.reading.trials import intruder
 
 WORDS = ["the", " cat", " dog", "\n", "'", " sat", "(", ")", "X", " 7"]
 
@@ -95,7 +97,7 @@ def test_several_tokens_become_several_rules_with_their_own_activations(index: L
         "the token is: `·dog`": 1.0,
         "the token is: `·sat`": 2.0,
     }
-    np.testing.assert_allclose(families.predict(found), index.matrix().toarray()[:, 4])
+    np.testing.assert_allclose(found.predict(families), index.matrix().toarray()[:, 4])
 
 
 def test_good_explanations_score_high_and_the_baselines_do_not(index: LatentIndex) -> None:

@@ -118,9 +118,15 @@ class LatentIndex:
             raise SelectorError(f"there is no latent {latent}; there are {self.d_sae} from 0")
         return self.by_latent.row(latent)
 
+    @cached_property
+    def context_ids(self) -> NDArray[np.int64]:
+        """The context in which each position lies ``[position]``."""
+        return np.repeat(np.arange(len(self.contexts) - 1), np.diff(self.contexts))
+
     def context_of(self, positions: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the context in which each position lies."""
-        return np.searchsorted(self.contexts, positions, side="right") - 1
+        """Return the context in which each of some positions lies."""
+        found: NDArray[np.int64] = self.context_ids[positions]
+        return found
 
     def text_of(self, position: int) -> str:
         """Return the text of the token at a position."""
