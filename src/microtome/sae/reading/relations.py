@@ -54,8 +54,8 @@ def co_occurring(
         ConfigError: There is no such measure.
     """
     positions, _ = index.require_active(latent)
-    rows = [index.by_token.row(int(p))[0] for p in positions]
-    together = np.bincount(np.concatenate(rows), minlength=index.d_sae).astype(np.float64)
+    rows = index.matrix()[positions].indices
+    together = np.bincount(rows, minlength=index.d_sae).astype(np.float64)
     together[latent] = 0
     counts = index.counts.astype(np.float64)
     if measure not in ("jaccard", "pmi"):
@@ -118,9 +118,9 @@ def logit_effects(model: Model, coder: SAE, latent: int) -> Tensor:
 
 
 def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 10) -> Relation:
-    """Return the units of another index of the same text that correlate with a latent (Pearson).
+    """Return the latents of another index of the same text that correlate with a latent (Pearson).
 
-    The other index may be of another coder, or of neurons (a coder that keeps all of them).
+    The other index may be of the same coder, or of another one.
 
     Raises:
         SelectorError: There is no such latent.
@@ -133,10 +133,8 @@ def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 
     mean = values.sum(dtype=np.float64) / n_tokens
     square = np.square(values, dtype=np.float64).sum() / n_tokens
     spread = np.sqrt(_variance(np.asarray(square), np.asarray(mean)))
-    theirs = other.matrix()
-    products = theirs[positions].T @ values.astype(np.float64)
-    sums = np.asarray(theirs.sum(axis=0, dtype=np.float64)).ravel()
-    squares = np.asarray(theirs.multiply(theirs).sum(axis=0, dtype=np.float64)).ravel()
+    products = other.matrix()[positions].T @ values.astype(np.float64)
+    sums, squares = other.sums
     variance = _variance(squares / n_tokens, sums / n_tokens)
     covariance = products / n_tokens - mean * sums / n_tokens
     scale = np.sqrt(variance) * spread
