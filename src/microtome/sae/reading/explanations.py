@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from microtome.errors import ConfigError
 from microtome.sae.reading.families import Families, Rule
+from microtome.sae.reading.index import Activity
 from microtome.store.results import Result
 
 SUPPORT = 3
 """Positions at which a rule must hold; what holds less often is not a rule."""
-
-Activity = tuple[NDArray[np.int32], NDArray[np.float32]]
-"""Positions at which something is active, growing, and how strongly."""
 
 
 @dataclass(frozen=True, eq=False)

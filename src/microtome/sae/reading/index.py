@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from microtome.sae.reconstruction import Reconstruction
 
 
+Activity = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Positions at which something is active, growing, and how strongly."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sparse:
     """Rows of numbered values, most of them 0.

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from microtome.core.progress import Progress, quiet
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, EmptyDataError
-from microtome.sae.reading.explanations import Activity, Explanation, explain
+from microtome.sae.reading.explanations import Explanation, explain
 from microtome.sae.reading.families import Families
-from microtome.sae.reading.index import LatentIndex
+from microtome.sae.reading.index import Activity, LatentIndex
 from microtome.sae.reading.trials import NAN, Scores, Trial, intruder
 from microtome.store.results import Result
 
@@ -94,7 +94,6 @@ class _Explainer:
         self.families = Families.of(index).among(learned)
         self.held = ~learned
         self.alive = np.flatnonzero(index.counts >= 2)
-        self.read = np.flatnonzero(~index.special)
         self.known: dict[int, Explanation] = {}
 
     def explained(self, latent: int) -> Explained:
@@ -103,7 +102,7 @@ class _Explainer:
         stream = rng(seed, "explanations", str(latent))
         others = stream.permutation(self.alive[self.alive != latent])[: self.n_random]
         activity = index.positions(latent)
-        shuffled = self._shuffled(activity, stream)
+        shuffled = scattered(index, activity, stream)
         trial = Trial.of(index, activity, self.held, rng(seed, "scores", str(latent)))
         noise = Trial.of(index, shuffled, self.held, rng(seed, "noise", str(latent)))
         explanation = self._explanation(latent)
@@ -122,11 +121,6 @@ class _Explainer:
         if latent not in self.known:
             self.known[latent] = explain(self.families, latent, most=self.most)
         return self.known[latent]
-
-    def _shuffled(self, activity: Activity, stream: np.random.Generator) -> Activity:
-        """Return the same activations at random positions."""
-        places = stream.choice(self.read, len(activity[0]), replace=False)
-        return np.sort(places).astype(np.int32), activity[1]
 
 
 def to_frame(found: Sequence[Explained]) -> pd.DataFrame:
@@ -149,6 +143,13 @@ def to_frame(found: Sequence[Explained]) -> pd.DataFrame:
             }
         rows.append(row)
     return pd.DataFrame(rows).set_index("latent")
+
+
+def scattered(index: LatentIndex, activity: Activity, stream: np.random.Generator) -> Activity:
+    """Return the same activations at random positions."""
+    places = np.flatnonzero(~index.special)
+    chosen = stream.choice(places, len(activity[0]), replace=False)
+    return np.sort(chosen).astype(np.int32), activity[1]
 
 
 def half(index: LatentIndex, seed: int) -> NDArray[np.bool_]:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.core.seeds import rng
-from microtome.sae.reading.explanations import Activity, Explanation
+from microtome.sae.reading.explanations import Explanation
 from microtome.sae.reading.families import Families
-from microtome.sae.reading.index import LatentIndex
+from microtome.sae.reading.index import Activity, LatentIndex
 from microtome.store.results import Result
 
 NAN = float("nan")
