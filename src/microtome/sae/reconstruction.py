@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microtome.errors import EmptyDataError, ShapeError
 from microtome.sae.coder import SAE
+from microtome.sae.latents import SparseLatents
 from microtome.sae.unexplained import Unexplained
 from microtome.store.results import Result
 
@@ -71,7 +72,7 @@ class ReconstructionTally:
         self._active = torch.zeros(coder.d_sae, dtype=torch.int64)
         self._sums = dict.fromkeys(_SUMS, 0.0)
 
-    def add(self, targets: Tensor, outputs: Tensor, latents: Tensor) -> None:
+    def add(self, targets: Tensor, outputs: Tensor, latents: Tensor | SparseLatents) -> None:
         """Count rows: targets and outputs ``[row, d_out]``, latents ``[row, latent]``.
 
         Raises:
@@ -79,10 +80,15 @@ class ReconstructionTally:
         """
         wide = (len(targets) if targets.dim() else 0, len(self._shifted))
         deep = (wide[0], len(self._active))
-        if targets.shape != wide or outputs.shape != wide or latents.shape != deep:
+        shape: tuple[int, ...]
+        if isinstance(latents, SparseLatents):
+            shape = (latents.n_rows, latents.d_sae)
+        else:
+            shape = tuple(latents.shape)
+        if targets.shape != wide or outputs.shape != wide or shape != deep:
             raise ShapeError(
                 f"targets {tuple(targets.shape)}, reconstructions {tuple(outputs.shape)} and "
-                f"latents {tuple(latents.shape)} do not match; expected the same rows, "
+                f"latents {shape} do not match; expected the same rows, "
                 f"{wide[1]}, {wide[1]} and {deep[1]} wide"
             )
         x, y = targets.detach().double().cpu(), outputs.detach().double().cpu()
@@ -96,9 +102,14 @@ class ReconstructionTally:
         self._shifted += (x - self._origin).sum(0)
         for sums, part in zip(self._targets, self._slices, strict=True):
             sums.add(x[:, part], (x - y)[:, part], self._origin[part])
-        self._active += (latents.detach() != 0).sum(0).cpu()
+        if isinstance(latents, SparseLatents):
+            values = latents.values.detach()
+            self._active += torch.bincount(latents.indices.cpu(), minlength=latents.d_sae)
+        else:
+            values = latents.detach()
+            self._active += (values != 0).sum(0).cpu()
         inner, norms, sizes = (x * y).sum(1), y.norm(dim=1), x.norm(dim=1)
-        self._sums["l1"] += float(latents.detach().double().abs().sum())
+        self._sums["l1"] += float(values.double().abs().sum())
         self._sums["cosine"] += float((inner / (norms * sizes).clamp_min(1e-30)).sum())
         there = sizes > 0  # a row of zeros has no ratio
         self._sums["ratio"] += float((norms[there] / sizes[there]).sum())
