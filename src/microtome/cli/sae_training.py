@@ -23,8 +23,18 @@ def train(
     ],
     site: Annotated[
         str | None,
-        typer.Option(help="SITE, or SOURCE->TARGET for a transcoder; all harvested by default."),
+        typer.Option(
+            help="SITE, or SOURCE->TARGET for a transcoder; several by commas, without a block "
+            "that of every block; all harvested by default."
+        ),
     ] = None,
+    reach: Annotated[
+        str,
+        typer.Option(
+            help="Of several sites: all (crosscoder), later (each latent reads one source and "
+            "writes the target of its number and all behind it: cross-layer transcoder) or own."
+        ),
+    ] = "all",
     activation: Annotated[
         str, typer.Option(help="relu, topk, batchtopk, jumprelu, gated or abstopk.")
     ] = "batchtopk",
@@ -50,6 +60,9 @@ def train(
     """Train a sparse coder; the same command goes on where it was stopped.
 
     Example: microtome sae train ACTIVATIONS -o RUN --activation batchtopk --k 16
+
+    A cross-layer transcoder: microtome sae train ACTIVATIONS -o RUN --site "mlp.in->mlp.out"
+    --reach later
     """
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_folder
@@ -62,7 +75,7 @@ def train(
     sources, targets = _sites(site)
     config = Config(
         activation=activation, k=k, d_sae=d_sae, steps=steps, batch_size=batch_size, lr=lr,
-        skip=skip, prefixes=_numbers(prefixes), seed=seed, device=device,
+        skip=skip, prefixes=_numbers(prefixes), reach=reach, seed=seed, device=device,
     )  # fmt: skip
     origin = Origin(fingerprint=store.fingerprint)
     try:

@@ -237,7 +237,8 @@ def _initial_encoder(make: Architecture, decoder: Tensor, generator: torch.Gener
         return decoder.clone()
     encoder: Tensor = torch.randn(make.d_sae, make.d_in, generator=generator)
     if make.reach != "all":
-        encoder = encoder[:, : max(make.sources)]
+        # a view of other strides is not trained: fused Adam takes its memory for contiguous
+        encoder = encoder[:, : max(make.sources)].contiguous()
         for source, latents in zip(make.sources, make.latent_slices, strict=True):
             encoder[latents, source:] = 0
     encoder /= encoder.norm(dim=1, keepdim=True)

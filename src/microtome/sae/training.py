@@ -20,6 +20,7 @@ from torch import Tensor
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, DataError, TrainingError
+from microtome.sae.activations import sites_named
 from microtome.sae.architecture import Architecture
 from microtome.sae.checkpoints import FILE, Checkpoint
 from microtome.sae.coder import SAE, Origin
@@ -63,7 +64,8 @@ def train(
     Args:
         activations: The data; see :mod:`microtome.sae.activations`.
         config: Settings.
-        sources: Sites that are read, all of the data's unless given.
+        sources: Sites that are read, all of the data's unless given; one without a block means
+            that of every block.
         targets: Sites that are written, the sources unless given.
         folder: Where the run is kept.
         checkpoint_seconds: Least time between two checkpoints.
@@ -84,8 +86,8 @@ def train(
         FormatError: The folder's checkpoint is damaged.
         OutputError: The folder cannot be written.
     """
-    reads = tuple(activations.sites if sources is None else sources)
-    writes = reads if targets is None else tuple(targets)
+    reads = tuple(activations.sites if sources is None else sites_named(activations, sources))
+    writes = reads if targets is None else sites_named(activations, targets)
     place = None if folder is None else Path(folder)
     run = _Run(activations, config or Config(), reads, writes, place)
     run.restore()
