@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microtome.core.protocols import CodecPart
 from microtome.core.seeds import torch_generator
 from microtome.errors import ShapeError
 from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import activate, pre_activations
 from microtome.sae.latents import SparseLatents
+from microtome.sae.parts import parts_of
 from microtome.sae.sparse_encoding import active_latents
 
 BLOCK_ENTRIES = 2**23
@@ -144,6 +146,14 @@ class SAE(nn.Module):
         self._check(values, self.d_in, "bypass", "d_in")
         past: Tensor = values @ self.weights["W_skip"].T
         return past
+
+    def parts(self) -> tuple[CodecPart, ...]:
+        """Return the parts that are attached to a model; see :mod:`microtome.sae.parts`.
+
+        Raises:
+            ConfigError: If latents of one source cannot be told without those of others.
+        """
+        return parts_of(self)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the reconstruction ``[..., d_out]`` from values ``[..., d_in]``."""
