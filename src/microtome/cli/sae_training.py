@@ -31,8 +31,8 @@ def train(
     site: Annotated[
         str | None,
         typer.Option(
-            help="SITE, or SOURCE->TARGET for a transcoder, several by commas; all harvested ones "
-            "by default."
+            help="SITE, or SOURCE->TARGET for a transcoder; several by commas, without a block "
+            "that of every block; all harvested by default."
         ),
     ] = None,
     text: Annotated[
@@ -52,6 +52,13 @@ def train(
         Path | None,
         typer.Option(help="Folder of the harvested activations; OUT/activations by default."),
     ] = None,
+    reach: Annotated[
+        str,
+        typer.Option(
+            help="Of several sites: all (crosscoder), later (each latent reads one source and "
+            "writes the target of its number and all behind it: cross-layer transcoder) or own."
+        ),
+    ] = "all",
     activation: Annotated[
         str, typer.Option(help="relu, topk, batchtopk, jumprelu, gated or abstopk.")
     ] = "batchtopk",
@@ -83,6 +90,9 @@ def train(
 
     Example: microtome sae train MODEL --site blocks.2.resid_post --text FOLDER -o RUN --k 16
     Example: microtome sae train ACTIVATIONS -o RUN --activation batchtopk --k 16
+
+    A cross-layer transcoder: microtome sae train ACTIVATIONS -o RUN --site "mlp.in->mlp.out"
+    --reach later
     """
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_folder
@@ -94,7 +104,7 @@ def train(
     check_folder(out)
     config = Config(
         activation=activation, k=k, d_sae=d_sae, steps=steps, batch_size=batch_size, lr=lr,
-        skip=skip, prefixes=_numbers(prefixes), seed=seed, device=device or "cpu",
+        skip=skip, prefixes=_numbers(prefixes), reach=reach, seed=seed, device=device or "cpu",
     )  # fmt: skip
     if shards is not None and not text:
         raise UsageError("--shards says where a model's activations go; give --text, too")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from microtome.core.protocols import CodecPart
 from microtome.core.seeds import torch_generator
 from microtome.errors import ShapeError, UsageError
 from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import activate, pre_activations
 from microtome.sae.latents import SparseLatents
+from microtome.sae.parts import parts_of
 from microtome.sae.sparse_encoding import active_latents
 
 if TYPE_CHECKING:
@@ -167,6 +169,14 @@ class SAE(nn.Module):
         past: Tensor = values @ self.weights["W_skip"].T
         return past
 
+    def parts(self) -> tuple[CodecPart, ...]:
+        """Return the parts that are attached to a model; see :mod:`microtome.sae.parts`.
+
+        Raises:
+            ConfigError: If latents of one source cannot be told without those of others.
+        """
+        return parts_of(self)
+
     def forward(self, values: Tensor) -> Tensor:
         """Return the reconstruction ``[..., d_out]`` from values ``[..., d_in]``."""
         decoded = self.decode(self.encode(values))
@@ -259,7 +269,8 @@ def _initial_encoder(make: Architecture, decoder: Tensor, generator: torch.Gener
         return decoder.clone()
     encoder: Tensor = torch.randn(make.d_sae, make.d_in, generator=generator)
     if make.reach != "all":
-        encoder = encoder[:, : max(make.sources)]
+        # a view of other strides is not trained: fused Adam takes its memory for contiguous
+        encoder = encoder[:, : max(make.sources)].contiguous()
         for source, latents in zip(make.sources, make.latent_slices, strict=True):
             encoder[latents, source:] = 0
     encoder /= encoder.norm(dim=1, keepdim=True)

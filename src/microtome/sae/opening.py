@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microtome.core.progress import Progress, quiet
 from microtome.errors import SiteError, UsageError
-from microtome.sae.activations import Activations
+from microtome.sae.activations import Activations, sites_named
 from microtome.sae.coder import Origin
 from microtome.sae.harvesting.documents import Text
 from microtome.sae.harvesting.manifest import NAME
@@ -143,7 +143,8 @@ def opened(
         else:
             reading.require_none()
             activations = _there(data)
-            reads, writes = wanted.names(_named)
+            there = activations
+            reads, writes = wanted.names(lambda sites: sites_named(there, _named(sites)))
         reads = tuple(activations.sites) if reads is None else reads
         yield Opened(activations, reads, reads if writes is None else writes, _origin(activations))
 

@@ -75,6 +75,7 @@ def train(
         text: What the model reads; see :func:`microtome.sae.harvest`.
         site: The place that an SAE reads and writes.
         sources: Places that are read by coders other than SAEs; all of the data's unless given.
+            One without a block means that of every block.
         targets: Places that are written, the sources unless given: others for a transcoder.
         tokens: Tokens of the text to read at most, all by default.
         context: Tokens of a row of the model's input, 128 or the model's own by default.

@@ -65,6 +65,8 @@ def split_reason(model: Model, site: Site) -> str:
     if not codec_of(site.name):
         return ""
     for one in codecs_at(model, site).values():
+        if one.joint:
+            return f"{one.name} has several sites, so a change enters at more than one place"
         if one.at.layer != one.to.layer:
             return f"{one.name} reads {one.at} and writes another block, {one.to}"
     return ""
