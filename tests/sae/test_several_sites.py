@@ -18,7 +18,6 @@ from microtome.sae import (
     ActivationStore,
     Architecture,
     Config,
-    Training,
     evaluate,
     harvest,
     train,
@@ -48,7 +47,7 @@ def config(**settings: object) -> Config:
 
 
 @cache
-def cross_layer() -> Training:
+def cross_layer() -> SAE:
     return train(store(), config(reach="later"), sources=["mlp.in"], targets=["mlp.out"])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microtome.errors import OutputError
 from microtome.sae.unexplained import Unexplained
 from microtome.store.atomic import write_text
 
@@ -55,6 +56,9 @@ class MetricsFile:
     Args:
         folder: Where ``metrics.jsonl`` lies.
         steps: Rows of later steps, written by a run that was killed, are dropped.
+
+    Raises:
+        OutputError: The file cannot be written, then or later.
     """
 
     def __init__(self, folder: Path | None, steps: int) -> None:
@@ -63,7 +67,7 @@ class MetricsFile:
         if self._path is None:
             return
         if self._path.is_file():
-            self.rows = [r for r in _read(self._path) if r.get("step", 0) <= steps]
+            self.rows = _read(self._path, steps)
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_text(self._path, text)
 
@@ -74,18 +78,31 @@ class MetricsFile:
             for name, value in row.items()
         }
         self.rows.append(clean)
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self._path}: {error.strerror}; make room or restore the folder, "
+                "and go on with the same call"
+            ) from error
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the whole rows of a file; the last one may have been cut off by a kill."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _read(path: Path, steps: int) -> list[dict[str, Any]]:
+    """Return the rows of a file up to a step, one for each, in order.
+
+    The last may have been cut off by a kill; two processes in one folder each write theirs.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             break
-        found.append(row)
-    return found
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        if row["step"] <= steps:
+            found[row["step"]] = row
+    return [found[step] for step in sorted(found)]

@@ -88,6 +88,14 @@ class Optimizer:
             for part, value in self._adam.state.get(weight, {}).items()
         }
 
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of :meth:`state` after any step, by name."""
+        return {
+            f"{name}.{part}": () if part == "step" else tuple(weight.shape)
+            for name, weight in self.weights.items()
+            for part in ("step", "exp_avg", "exp_avg_sq")
+        }
+
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state` gave."""
         for name, weight in self.weights.items():

@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from microtome.errors import DataError
 from microtome.sae.architecture import Architecture
 from microtome.sae.folding import fold_scales
 
 if TYPE_CHECKING:
     from microtome.sae.activations import Activations
     from microtome.sae.encoding import Weights
+
+LARGEST = 1e38
+"""Factors from here on, and below the inverse, are lost in float32."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,12 @@ class Scaling:
 
         A coder that subtracts its decoder's bias from the input has the targets' factors for the
         sources; a tied one has one factor for all, or it could not take them back.
+
+        Raises:
+            DataError: The rows of a site are zero, or too small or large to be scaled in float32.
         """
-        reads = [activations.scale(site) for site in sources]
-        writes = [activations.scale(site) for site in targets]
+        reads = [_factor(activations, site) for site in sources]
+        writes = [_factor(activations, site) for site in targets]
         if make.center:
             reads = writes
         if make.encoder == "tied":
@@ -75,6 +82,17 @@ class Scaling:
         """
         gain = math.exp(-sum(math.log(c) for c in self.targets) / len(self.targets))
         fold_scales(make, weights, self.sources, self.targets, gain=gain)
+
+
+def _factor(activations: Activations, site: str) -> float:
+    """Return a site's factor if float32 can take it."""
+    factor = activations.scale(site)
+    if not LARGEST**-1 < factor < LARGEST:
+        raise DataError(
+            f"activations of {site!r} would have to be multiplied by {factor:.3g}, which is beyond "
+            "float32, to be of size 1; bring them nearer to it first"
+        )
+    return factor
 
 
 def _joined(

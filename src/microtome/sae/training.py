@@ -21,7 +21,7 @@ from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, DataError, TrainingError
 from microtome.sae.architecture import Architecture
-from microtome.sae.checkpoints import FILE, Checkpoint
+from microtome.sae.checkpoints import FILE, Checkpoint, damaged
 from microtome.sae.coder import SAE, Origin
 from microtome.sae.config import Config
 from microtome.sae.dead import DeadCounter, resample
@@ -150,6 +150,7 @@ class _Run:
     ) -> None:
         self.activations, self.config, self.folder = activations, config, folder
         self.sources, self.targets = sources, targets
+        _require_device(config.device)
         if not sources or not targets:
             raise ConfigError(
                 f"sources are {sources} and targets {targets}; expected at least one site each"
@@ -180,13 +181,22 @@ class _Run:
             if self.config.precision == "auto":  # what was measured then holds for the whole run
                 self.selected_in = found.identity.get("selected_in", self.selected_in)
             found.require(self.identity(), self.folder)
-            self._take(found)
+            try:
+                self._take(found, self.folder)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise damaged(self.folder, error) from error
             self.undo = self.selector.state()
         self.metrics = MetricsFile(self.folder, self.step)
 
-    def _take(self, found: Checkpoint) -> None:
+    def _take(self, found: Checkpoint, folder: Path) -> None:
         counters = dict(found.counters)
         self.step = counters["step"]
+        if not isinstance(self.step, int) or not 0 <= self.step <= self.steps:
+            raise ValueError(f"step {self.step!r} of {self.steps}")
+        shapes = {f"weights.{n}": tuple(w.shape) for n, w in self.coder.weights.items()}
+        if self.step:
+            shapes |= {f"adam.{n}": shape for n, shape in self.optimizer.state_shapes().items()}
+        found.require_tensors(shapes | {"silent": (self.make.d_sae,)}, folder)
         self.selector.restore(counters["selector"])
         self.tally = Tally(**counters["tally"])
         self.clock = _Clock(counters["seconds"])
@@ -381,6 +391,17 @@ def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
         if make.activation == "jumprelu":
             coder.weights["threshold"].fill_(config.threshold)
     return coder
+
+
+def _require_device(device: str) -> None:
+    """Refuse a device that does not exist or cannot compute, before anything is read."""
+    try:
+        torch.zeros((), device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"device is {device!r}, which cannot be used ({str(error).splitlines()[0]}); expected "
+            "cpu, or cuda where torch sees a GPU"
+        ) from error
 
 
 def _selecting(config: Config) -> Precision:
