@@ -85,6 +85,7 @@ def open_index(
     from microtome.sae import LatentIndex
     from microtome.sae import index as build
     from microtome.sae.harvesting.documents import read_documents
+    from microtome.sae.reading.neurons import neuron_site
     from microtome.store.texts import read_texts
 
     if folder is not None and (folder / "index.json").is_file():
@@ -107,8 +108,12 @@ def open_index(
         return read
     if folder is not None:
         check_folder(folder)
+    neurons = neuron_site(model, coder.origin.sources)
     with Bars() as bars:
-        read = build(model, coder, read_texts(text), tokens=tokens, context=context, progress=bars)
+        read = build(
+            model, coder, read_texts(text), tokens=tokens, context=context, neurons=neurons,
+            progress=bars,
+        )  # fmt: skip
     if folder is not None:
         read.save(folder)
     return read

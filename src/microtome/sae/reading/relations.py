@@ -78,11 +78,21 @@ def neighbors(coder: SAE, latent: int, *, n: int = 10) -> Relation:
     Raises:
         SelectorError: There is no such latent.
     """
-    _require_latent(coder, latent)
+    return neighbor_table(coder, [latent], n=n)[0]
+
+
+def neighbor_table(coder: SAE, latents: Sequence[int], *, n: int = 10) -> list[Relation]:
+    """Return the neighbors of each of some latents, see :func:`neighbors`.
+
+    Raises:
+        SelectorError: There is no such latent.
+    """
+    for latent in latents:
+        _require_latent(coder, latent)
     rows = torch.nn.functional.normalize(coder.weights["W_dec"].detach().double(), dim=1)
-    cosine = rows @ rows[latent]
-    cosine[latent] = 0
-    return _strongest(cosine.cpu().numpy(), n)
+    cosine = (rows[list(latents)] @ rows.T).cpu().numpy()
+    cosine[np.arange(len(latents)), list(latents)] = 0
+    return [_strongest(row, n) for row in cosine]
 
 
 def logit_effects(model: Model, coder: SAE, latent: int) -> Tensor:
