@@ -94,7 +94,9 @@ def brief_verdict(
     scores = search(model, train)
     if circuit is None:
         level = level_of(scores)
-        order = complete(scores.ranking(), universe_of(model, level, examples=train))
+        order = complete(
+            scores.ranking(), universe_of(model, level, examples=train, universe=scores.ranking())
+        )
         circuit = smallest_faithful(
             model, validation, order, level=level, faithfulness=faithfulness, ablation=ablation,
             metric=metric, reference=train, method=str(getattr(scores, "method", "a ranking")),

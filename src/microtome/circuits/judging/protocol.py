@@ -24,6 +24,7 @@ from microtome.circuits.judging.knock_outs import completeness
 from microtome.circuits.judging.levels import (
     AGREEMENT,
     KL,
+    NamedSearch,
     Ranked,
     Search,
     default_finder,
@@ -126,6 +127,8 @@ def judge(
     _check_level(found, level)
     case = _Case(model, splits, name, ablation, search, faithfulness, nulls, seed, progress)
     circuit, along = case.cut(found)
+    if isinstance(search, NamedSearch):
+        case = replace(case, finder=search.among(circuit.universe))
     # a circuit has no scores of its own: how it varies is that of what the finder gives
     scores = search(model, splits[0]) if isinstance(found, Circuit) and search else found
     result = replace(
@@ -163,7 +166,8 @@ class _Case:
         level = level_of(found)
         ranking = found.ranking() if hasattr(found, "ranking") else tuple(found)
         train, validation, test = self.splits
-        order = complete(ranking, universe_of(self.model, level, examples=train))
+        universe = universe_of(self.model, level, examples=train, universe=ranking)
+        order = complete(ranking, universe)
         circuit = smallest_faithful(
             self.model, validation, order, level=level, faithfulness=self.faithfulness,
             ablation=self.ablation, metric=self.metric, reference=train,
@@ -221,7 +225,10 @@ class _Case:
         ranking = found.ranking() if hasattr(found, "ranking") else ()
         start = by_layer(circuit.kept | top(ranking, 2 * len(circuit.parts)), circuit.universe)
         items = order_items(train, circuit.level, seed=self.seed)
-        ran = runner(self.model, items, circuit.level, ablation=self.ablation, reference=train)
+        ran = runner(
+            self.model, items, circuit.level, ablation=self.ablation, reference=train,
+            universe=circuit.universe,
+        )  # fmt: skip
         varied = with_orders(
             resampled, ran, circuit, start, least=self.faithfulness, metric=self.metric,
             orders=orders, seed=self.seed,
@@ -269,7 +276,10 @@ class _Case:
 
     def _under(self, circuit: Circuit, kind: Ablation) -> UnderAblation:
         train, _, test = self.splits
-        ran = runner(self.model, test, circuit.level, ablation=kind, reference=train)
+        ran = runner(
+            self.model, test, circuit.level, ablation=kind, reference=train,
+            universe=circuit.universe,
+        )  # fmt: skip
         found = evaluated(
             ran, self.model, test, circuit, ablation=kind, metric=self.metric, seed=self.seed
         )
@@ -303,7 +313,7 @@ def inverted_accuracy(
     scores = finder(model, inverted(train))
     ran = runner(
         model, asked, circuit.level, ablation="mean" if ablation == "resample" else ablation,
-        reference=train,
+        reference=train, universe=circuit.universe,
     )  # fmt: skip
     size = len(circuit.parts)
     graph = graph_at(model, circuit.level, examples=train)
