@@ -22,7 +22,7 @@ from microtome.models.discovery import probe_tokens
 from microtome.models.fingerprint import fingerprint
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.sites import Site, at
-from microtome.tracing.vocabulary import BLOCK_SITES, MODEL_SITES, codec_of, is_codec_name
+from microtome.tracing.vocabulary import BLOCK_ORDER, MODEL_SITES, codec_of, is_codec_name
 
 if TYPE_CHECKING:
     from microtome.tracing.interventions import Intervention
@@ -221,7 +221,7 @@ def place(model: Model, given: str | Site, *, write: bool) -> Site:
 def order_of(site: Site) -> tuple[int, int]:
     """Return where a site lies in the forward pass."""
     if isinstance(site.layer, tuple):
-        return site.layer[0], list(BLOCK_SITES).index(site.name)
+        return site.layer[0], BLOCK_ORDER.index(site.name)
     before = site.name.startswith("embed")
     return (-1 if before else 10**9), list(MODEL_SITES).index(site.name)
 

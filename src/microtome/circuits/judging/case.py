@@ -73,7 +73,10 @@ class Case:
     def ordered(self, found: Ranked | Sequence[str]) -> tuple[str, ...]:
         """Return all parts of the level in a ranking's order, those it leaves out at the end."""
         ranking = found.ranking() if hasattr(found, "ranking") else tuple(found)
-        return complete(ranking, universe_of(self.model, level_of(found), examples=self.train))
+        universe = universe_of(
+            self.model, level_of(found), examples=self.train, universe=ranking
+        )  # fmt: skip
+        return complete(ranking, universe)
 
     def smallest(self, found: Ranked | Sequence[str]) -> Circuit:
         """Return the smallest circuit along a ranking that is faithful on validation."""
@@ -147,7 +150,10 @@ class Case:
         asked = inverted(self.test)
         scores = finder(self.model, inverted(self.train))
         kind: Ablation = "mean" if self.ablation == "resample" else self.ablation
-        ran = runner(self.model, asked, circuit.level, ablation=kind, reference=self.train)
+        ran = runner(
+            self.model, asked, circuit.level, ablation=kind, reference=self.train,
+            universe=circuit.universe,
+        )  # fmt: skip
         size = len(circuit.parts)
         graph = graph_at(self.model, circuit.level, examples=self.train)
         found = [of_size(scores.ranking(signed=signed), size, graph) for signed in (False, True)]

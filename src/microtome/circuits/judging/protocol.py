@@ -17,6 +17,7 @@ from microtome.circuits.judging.knock_outs import completeness
 from microtome.circuits.judging.levels import (
     AGREEMENT,
     KL,
+    NamedSearch,
     Ranked,
     Search,
     default_finder,
@@ -114,6 +115,8 @@ def judge(
         stability=case.stability(scores, circuit, orders),
         check=check(model, behavior, seed=seed, examples=examples) if gate else None,
     )
+    if isinstance(search, NamedSearch):
+        search = search.among(circuit.universe)
     return case.with_verdict(result, search)
 
 
@@ -175,7 +178,10 @@ class _Thorough(Case):
         ranking = found.ranking() if hasattr(found, "ranking") else ()
         start = by_layer(circuit.kept | top(ranking, 2 * len(circuit.parts)), circuit.universe)
         items = order_items(train, circuit.level, seed=self.seed)
-        ran = runner(self.model, items, circuit.level, ablation=self.ablation, reference=train)
+        ran = runner(
+            self.model, items, circuit.level, ablation=self.ablation, reference=train,
+            universe=circuit.universe,
+        )  # fmt: skip
         varied = with_orders(
             resampled, ran, circuit, start, least=self.faithfulness, metric=self.metric,
             orders=orders, seed=self.seed,
@@ -201,7 +207,10 @@ class _Thorough(Case):
 
     def _under(self, circuit: Circuit, kind: Ablation) -> UnderAblation:
         test = self.test
-        ran = runner(self.model, test, circuit.level, ablation=kind, reference=self.train)
+        ran = runner(
+            self.model, test, circuit.level, ablation=kind, reference=self.train,
+            universe=circuit.universe,
+        )  # fmt: skip
         found = evaluated(
             ran, self.model, test, circuit, ablation=kind, metric=self.metric, seed=self.seed
         )
