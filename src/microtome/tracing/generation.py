@@ -101,7 +101,9 @@ class _Loop:
         feed = self._sequence[:, -1:] if self._cache is not None else self._sequence
         output = self._model.module(feed, **arguments)
         if self._cached:
-            self._cache = output.past_key_values
+            # some take the argument and keep their state elsewhere: then every step runs whole
+            self._cache = getattr(output, "past_key_values", None)
+            self._cached = self._cache is not None
         new = _choose(logits_of(output)[:, -1], temperature, generator)
         self._sequence = torch.cat([self._sequence, new.unsqueeze(1)], dim=1)
         self._mask = torch.cat([self._mask, torch.ones_like(new).unsqueeze(1)], dim=1)
