@@ -242,7 +242,7 @@ def main() -> None:
     if asked.twin:
         coder = load(asked.twin / f"k{asked.chosen}" / "sae")
         with model.twin(Recipe().seed):
-            table = evaluate(model, coder, held, tokens=asked.tokens, baselines=False).to_frame()
+            table = evaluate(model, coder, held, tokens=asked.tokens, baselines=()).to_frame()
         print(f"twin\n{table.T.to_string()}", flush=True)
         facts["twin"] = table.reset_index()
     coder = load(asked.run / f"k{asked.chosen}" / "sae")

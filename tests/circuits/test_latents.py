@@ -16,6 +16,7 @@ from microtome.circuits.judging.protocol import level_of
 from microtome.circuits.references import Ablation, site_means
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, UnknownNameError
+from microtome.sae import SAE, Architecture
 from microtome.tracing.model import Model
 from microtome.tracing.sites import at
 
@@ -109,6 +110,33 @@ def test_a_codec_between_blocks_is_run_whole() -> None:
     kept = frozenset(ablator.universe[:5])
     fast = ablator.run([kept])["logit_difference"][0]
     np.testing.assert_allclose(fast, slowly(model, examples, kept, "zero"), rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+def test_coders_of_several_sites_are_run_like_others(ablation: Ablation) -> None:
+    sites = {"sources": (32, 32), "targets": (32, 32), "activation": "relu"}
+    clt = SAE(Architecture(64, 20, reach="later", center=False, **sites), seed=1)  # type: ignore[arg-type]
+    cross = SAE(Architecture(64, 12, **sites), seed=2)  # type: ignore[arg-type]
+    model = code_model().attach("clt", clt, at="mlp.in", to="mlp.out")
+    model = model.attach("cross", cross, at="resid_post")
+    examples = some(model)
+    ablator = LatentAblator(model, examples, ablation=ablation)
+    # the error of the first stream lies before the crosscoder's latents and cannot be changed
+    assert len(ablator.universe) == 20 + 2 + 12 + 1
+    random = rng(0, "circuits")
+    circuits = [
+        frozenset(p for p in ablator.universe if random.random() < share) for share in (0.3, 0.8)
+    ]
+    fast = ablator.run(circuits)["logit_difference"]
+    for row, circuit in zip(fast, circuits, strict=True):
+        wanted = slowly(model, examples, circuit, ablation)
+        np.testing.assert_allclose(row, wanted, rtol=2e-4, atol=1e-4)
+    scores = latent_support(model, examples, ablation=ablation)
+    assert scores.names == ablator.universe
+    everything = frozenset(ablator.universe)
+    ran = ablator.run([everything, *(everything - {p} for p in ablator.universe)])
+    exact = (ran["logit_difference"][0] - ran["logit_difference"][1:]).mean(1)
+    assert np.corrcoef(exact, scores.mean)[0, 1] > 0.6
 
 
 def test_support_is_the_slope_and_ranks_like_exact_ablation() -> None:

@@ -95,7 +95,7 @@ def test_a_whole_run(name: str) -> None:
         batch_size=32, dead_after=64, aux_k=3, sparsity_warm_up=0.4, seed=3, precision="float32",
         bandwidth=0.2, **changes,
     )  # fmt: skip
-    coder = train(data, config, sources=sources, targets=targets).sae
+    coder = train(data, config, sources=sources, targets=targets)
     wanted = reference.Trained(data, config, sources, targets)
     with torch.no_grad():
         latents, made = wanted(sites, coder.weights.get("threshold", torch.zeros(())))

@@ -63,7 +63,7 @@ def test_sizes_that_float32_does_not_hold_are_named() -> None:
 def test_the_size_of_the_activations_changes_nothing_else(factor: float, activation: str) -> None:
     config = replace(CONFIG, activation=activation, k=3 if activation == "batchtopk" else 0)
     rows = killed.data()[:300]
-    usual, other = (train(ActivationStore.of(rows * f), config).sae for f in (1.0, factor))
+    usual, other = (train(ActivationStore.of(rows * f), config) for f in (1.0, factor))
     with torch.no_grad():
         wanted, got = usual(rows), other(rows * factor)
     torch.testing.assert_close(got.double() / factor, wanted.double(), rtol=1e-3, atol=1e-4)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from microtome.behaviors.examples import Examples
     from microtome.behaviors.metrics import LastTokenMetric, Metric
     from microtome.circuits.references import Ablation
+    from microtome.tracing.attachments import Attachment
     from microtome.tracing.interventions import Intervention
     from microtome.tracing.model import Model
 
@@ -80,11 +81,15 @@ class LatentParts:
             start, site = len(names), str(one.latents)
             names += [f"{site}[latent={n}]" for n in range(one.codec.d_sae)]
             self.spans[site] = slice(start, len(names))
-            self.spans[str(one.error)] = slice(len(names), len(names) + 1)
-            names.append(str(one.error))
+            for error in errors_of(one):
+                if error not in self.spans:  # parts of one codec share those of their targets
+                    self.spans[error] = slice(len(names), len(names) + 1)
+                    names.append(error)
             layer = one.at.layer[0] if isinstance(one.at.layer, tuple) else -1
             blocks += [layer] * (len(names) - len(blocks))
-            if one.at.layer != one.to.layer or layer < 0:
+            if one.joint:
+                self.apart = f"{one.name} has several sites"
+            elif one.at.layer != one.to.layer or layer < 0:
                 self.apart = f"{one.name} does not read and write inside one block"
         self.names = tuple(names)
         self.blocks = np.array(blocks)
@@ -98,6 +103,11 @@ class LatentParts:
         """Return how many rows a pass holds."""
         width = max(len(e.clean) for e in examples)
         return max(1, min(ROWS, ENTRIES // (len(self.names) * width)))
+
+
+def errors_of(one: Attachment) -> list[str]:
+    """Return the errors of a codec that can be changed, by the names of their sites."""
+    return [str(one.error_at(site)) for site in one.writes if one.in_time(site)]
 
 
 class LatentAblator(CircuitRunner[np.ndarray]):

@@ -1,4 +1,4 @@
-"""``microtome sae train``: a sparse coder from harvested activations, resumable after any stop."""
+"""``microtome sae train``: a sparse coder of a model and text, or of harvested activations."""
 
 from __future__ import annotations
 
@@ -6,25 +6,59 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from microtome.cli.options import Json, Seed, Threads, print_json, say, use_threads
+from microtome.cli.options import Dtype, Json, Seed, Threads, print_json, say, use_threads
+
+if TYPE_CHECKING:
+    from microtome.tracing.model import Model
 
 
 def train(
-    activations: Annotated[
-        Path,
-        typer.Argument(help="Folder written by microtome sae harvest.", show_default=False),
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Folder written by microtome sae harvest; or, with --text, a model: a folder, a "
+            "hub id, or the name of a specimen.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the run.", show_default=False)
     ],
     site: Annotated[
         str | None,
-        typer.Option(help="SITE, or SOURCE->TARGET for a transcoder; all harvested by default."),
+        typer.Option(
+            help="SITE, or SOURCE->TARGET for a transcoder; several by commas, without a block "
+            "that of every block; all harvested by default."
+        ),
     ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text that the model reads: a file or folder; may be given several times."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens of the text to read; all by default.", min=1)
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens that the model reads at a time; 128 or its own by default."),
+    ] = None,
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the harvested activations; OUT/activations by default."),
+    ] = None,
+    reach: Annotated[
+        str,
+        typer.Option(
+            help="Of several sites: all (crosscoder), later (each latent reads one source and "
+            "writes the target of its number and all behind it: cross-layer transcoder) or own."
+        ),
+    ] = "all",
     activation: Annotated[
         str, typer.Option(help="relu, topk, batchtopk, jumprelu, gated or abstopk.")
     ] = "batchtopk",
@@ -43,39 +77,51 @@ def train(
         str, typer.Option("--format", help="Format of the saved coder.")
     ] = "microtome",
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="Device to train on, such as cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Device to train on, and of the model: cpu, cuda.")
+    ] = None,
+    dtype: Dtype = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Train a sparse coder; the same command goes on where it was stopped.
+    """Train a sparse coder on a model and text, or on harvested activations.
 
+    The same command goes on where it was stopped, in harvesting or in training.
+
+    Example: microtome sae train MODEL --site blocks.2.resid_post --text FOLDER -o RUN --k 16
     Example: microtome sae train ACTIVATIONS -o RUN --activation batchtopk --k 16
+
+    A cross-layer transcoder: microtome sae train ACTIVATIONS -o RUN --site "mlp.in->mlp.out"
+    --reach later
     """
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_folder
-    from microtome.sae import ActivationStore, Config, Origin, save
+    from microtome.errors import UsageError
+    from microtome.sae import Config, save
     from microtome.sae import train as trained
+    from microtome.store.texts import read_texts
 
     check_folder(out)
-    use_threads(threads)
-    store = ActivationStore(activations)
-    sources, targets = _sites(site)
     config = Config(
         activation=activation, k=k, d_sae=d_sae, steps=steps, batch_size=batch_size, lr=lr,
-        skip=skip, prefixes=_numbers(prefixes), seed=seed, device=device,
+        skip=skip, prefixes=_numbers(prefixes), reach=reach, seed=seed, device=device or "cpu",
     )  # fmt: skip
-    origin = Origin(fingerprint=store.fingerprint)
+    if shards is not None and not text:
+        raise UsageError("--shards says where a model's activations go; give --text, too")
+    texts = read_texts(text) if text else None
+    model = _data(data, device, dtype, threads, reads=bool(text))
+    sources, targets = _sites(site)
     try:
         with Bars() as bars:
             found = trained(
-                store, config, sources=sources, targets=targets, folder=out, origin=origin,
-                progress=bars, watch=_Early(),
+                model, config, text=texts, sources=sources, targets=targets, tokens=tokens,
+                context=context, shards=shards, folder=out, progress=bars, watch=_Early(),
             )  # fmt: skip
     except KeyboardInterrupt:
         command = shlex.join(["microtome", *sys.argv[1:]])
         say(f"The state is in {out}. The same command goes on: {command}")
         raise
-    place = save(found.sae, out / "sae", format=format)
+    place = save(found, out / "sae", format=format)
     summary = found.summary
     facts = {
         "folder": str(place),
@@ -93,6 +139,24 @@ def train(
         f"{place}: FVU {summary.fvu:.4f} at L0 {summary.l0:.1f}, {100 * summary.dead_share:.1f} % "
         f"dead, after {summary.steps:,} steps of {batch_size:,} rows in {summary.seconds:.0f} s."
     )
+
+
+def _data(
+    name: str, device: str | None, dtype: str | None, threads: int | None, *, reads: bool
+) -> Model | Path:
+    """Open the model that reads text, or check that there is a folder of activations."""
+    from microtome.cli.options import open_model
+    from microtome.errors import UsageError
+
+    if reads:
+        return open_model(name, device, dtype, threads)
+    if not Path(name).is_dir():
+        raise UsageError(
+            f"{name} is no folder of activations; to train on a model of this name, give the text "
+            "that it reads: --text FILE --site SITE"
+        )
+    use_threads(threads)
+    return Path(name)
 
 
 class _Early:

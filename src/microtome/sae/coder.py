@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from microtome.core.protocols import CodecPart
 from microtome.core.seeds import torch_generator
-from microtome.errors import ShapeError
+from microtome.errors import ShapeError, UsageError
 from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import activate, pre_activations
 from microtome.sae.latents import SparseLatents
+from microtome.sae.parts import parts_of
 from microtome.sae.sparse_encoding import active_latents
+
+if TYPE_CHECKING:
+    from microtome.sae.results import TrainingSummary
 
 BLOCK_ENTRIES = 2**23
 """Dense pre-activations formed at a time while encoding sparsely (32 MiB of float32)."""
@@ -74,6 +79,7 @@ class SAE(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.origin = origin or Origin()
+        self._summary: TrainingSummary | None = None
         if weights is None:
             weights = initial_weights(architecture, seed)
         else:
@@ -95,6 +101,24 @@ class SAE(nn.Module):
     def d_sae(self) -> int:
         """Number of latents."""
         return self.architecture.d_sae
+
+    @property
+    def summary(self) -> TrainingSummary:
+        """How it was trained: figures, history, settings; it is not saved with the coder.
+
+        Raises:
+            UsageError: It was not trained in this session.
+        """
+        if self._summary is None:
+            raise UsageError(
+                "the coder was not trained in this session, so it has no summary; a run's folder "
+                "keeps it: TrainingSummary.load(folder / 'training.json')"
+            )
+        return self._summary
+
+    @summary.setter
+    def summary(self, summary: TrainingSummary) -> None:
+        self._summary = summary
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -144,6 +168,14 @@ class SAE(nn.Module):
         self._check(values, self.d_in, "bypass", "d_in")
         past: Tensor = values @ self.weights["W_skip"].T
         return past
+
+    def parts(self) -> tuple[CodecPart, ...]:
+        """Return the parts that are attached to a model; see :mod:`microtome.sae.parts`.
+
+        Raises:
+            ConfigError: If latents of one source cannot be told without those of others.
+        """
+        return parts_of(self)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the reconstruction ``[..., d_out]`` from values ``[..., d_in]``."""
@@ -237,8 +269,8 @@ def _initial_encoder(make: Architecture, decoder: Tensor, generator: torch.Gener
         return decoder.clone()
     encoder: Tensor = torch.randn(make.d_sae, make.d_in, generator=generator)
     if make.reach != "all":
-        # a matrix of its own: fused Adam takes a weight's memory to be without gaps
-        encoder = encoder[:, : max(make.sources)].clone()
+        # a view of other strides is not trained: fused Adam takes its memory for contiguous
+        encoder = encoder[:, : max(make.sources)].contiguous()
         for source, latents in zip(make.sources, make.latent_slices, strict=True):
             encoder[latents, source:] = 0
     encoder /= encoder.norm(dim=1, keepdim=True)

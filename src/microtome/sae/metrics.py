@@ -12,43 +12,23 @@ import torch
 from torch import Tensor
 
 from microtome.errors import OutputError
+from microtome.sae.unexplained import Unexplained
 from microtome.store.atomic import write_text
 
 
 @dataclass
-class Tally:
-    """Sums over the batches since the last row of metrics.
+class Tally(Unexplained):
+    """Sums over the batches since the last row of metrics, about the data's known mean.
 
     Attributes:
-        rows: Rows seen.
-        squared_error: Of all rows and targets.
-        variance: Squared distance of the targets from the data's mean.
         active: Active latents.
         losses: Parts of the loss times rows.
         largest_gradient: Norm of the largest gradient.
     """
 
-    rows: int = 0
-    squared_error: float = 0.0
-    variance: float = 0.0
     active: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     largest_gradient: float = 0.0
-
-    @torch.no_grad()
-    def add(self, targets: Tensor, errors: Tensor, values: Tensor, mean: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            targets: ``[row, d_out]``.
-            errors: ``[row, d_out]``.
-            values: Activations in any form.
-            mean: The data's mean target ``[d_out]``.
-        """
-        self.rows += len(targets)
-        self.squared_error += _squares(errors)
-        self.variance += _squares(targets - mean)
-        self.active += float(torch.count_nonzero(values))
 
     def add_losses(self, parts: dict[str, Tensor], rows: int, gradient: float) -> None:
         """Add the parts of a batch's loss, and the norm of its gradient."""
@@ -56,10 +36,9 @@ class Tally:
             self.losses[name] = self.losses.get(name, 0.0) + float(value) * rows
         self.largest_gradient = max(self.largest_gradient, gradient)
 
-    @property
-    def fvu(self) -> float:
-        """Fraction of the variance unexplained; not a number without variance."""
-        return self.squared_error / self.variance if self.variance else math.nan
+    def add_active(self, values: Tensor) -> None:
+        """Add the activations of a batch, in any form."""
+        self.active += float(torch.count_nonzero(values))
 
     @property
     def l0(self) -> float:
@@ -69,11 +48,6 @@ class Tally:
     def to_dict(self) -> dict[str, Any]:
         """Return the sums, for a checkpoint."""
         return asdict(self)
-
-
-def _squares(rows: Tensor) -> float:
-    """Return the sum of squares: over each row as it is, over the rows in double precision."""
-    return float(torch.linalg.vecdot(rows, rows).sum(dtype=torch.float64))
 
 
 class MetricsFile:

@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Difference in FVU and, relative to it, in L0 at which a save is refused."""
 
+_WIDER = "a wider dtype, or another format, keeps the coder"
+
+_REMEDIES = {
+    "bfloat16": (
+        "bfloat16 keeps 8 bits of a weight, too few where latents begin at a threshold: "
+        "dtype='float16' takes as little room and keeps 11, 'float32' keeps all; or round the "
+        "coder first, evaluate what is left of it, and save that: coder.bfloat16().float()"
+    ),
+    "float16": (
+        "dtype='float32' keeps the coder; or round it first, evaluate what is left of it, and save "
+        "that: coder.half().float()"
+    ),
+}
+"""What to do where weights in fewer bits are another coder."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -96,6 +111,8 @@ def save(
         folder: Where to write.
         format: Name of the format: ``"microtome"`` takes every make, others say what they lack.
         dtype: Floating-point type of the weights; thresholds keep theirs where the format can.
+            ``"bfloat16"`` is refused for most coders with thresholds: its 8 bits move activations
+            across them. ``"float16"`` is not; or round the coder first: ``coder.half().float()``.
         sample: Inputs ``[row, d_in]``, or inputs and targets ``[row, d_out]``, on which FVU and L0
             must be the same; drawn from the coder's own directions unless given.
 
@@ -124,7 +141,8 @@ def save(
             )
     with atomic_folder(folder) as temporary:
         chosen.write(coder, temporary, DTYPES[dtype])
-        _require_same(coder, _read(chosen, temporary), sample, f"{folder} as {format} in {dtype}")
+        what = f"{folder} as {format} in {dtype}"
+        _require_same(coder, _read(chosen, temporary), sample, what, _REMEDIES.get(dtype, _WIDER))
     return Path(folder)
 
 
@@ -148,7 +166,11 @@ def _format(name: str) -> Format:
 
 
 def _require_same(
-    coder: SAE, again: SAE, sample: Tensor | tuple[Tensor, Tensor] | None, what: str
+    coder: SAE,
+    again: SAE,
+    sample: Tensor | tuple[Tensor, Tensor] | None,
+    what: str,
+    remedy: str,
 ) -> None:
     for inputs, targets in _own_samples(coder) if sample is None else [_pair(coder, sample)]:
         before, after = _measure(coder, inputs, targets), _measure(again, inputs, targets)
@@ -162,8 +184,7 @@ def _require_same(
         if not max(fvu, l0) <= TOLERANCE:
             raise FormatError(
                 f"refused to save {what}: read back, FVU is {after.fvu:.6f} and L0 {after.l0:.4f} "
-                f"where they were {before.fvu:.6f} and {before.l0:.4f}; a wider dtype, or another "
-                "format, keeps the coder"
+                f"where they were {before.fvu:.6f} and {before.l0:.4f}; {remedy}"
             )
 
 

@@ -18,11 +18,11 @@ from microtome.core.seeds import torch_generator
 from microtome.errors import ConfigError, ShapeError
 from microtome.models.discovery import logits_of
 from microtome.tracing.forward import accepts
+from microtome.tracing.indices import Span
 from microtome.tracing.instrument import Instrument
 from microtome.tracing.interventions import Intervention, chosen_rows
 from microtome.tracing.padding import Policy, mask_positions, policy_of
 from microtome.tracing.scope import Prompted, scoped
-from microtome.tracing.sites import Span
 from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:

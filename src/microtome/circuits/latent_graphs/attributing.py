@@ -59,7 +59,8 @@ def latent_graph(
     but Kronecker ones; for these effects are first order.
 
     Args:
-        model: A model with transcoders attached from MLP inputs to MLP outputs.
+        model: A model with transcoders attached from MLP inputs to MLP outputs, one for each
+            block, or a cross-layer one whose latents write later blocks, too.
         prompt: A text, or token ids.
         name: The name they are attached under.
         probability: Logits are the fewest tokens whose probabilities add up to this.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,13 +36,6 @@ SCORES = (
     "area under the ROC curve of telling contexts in which the latent is active from others; 0.5 "
     "is chance. Balanced accuracy: of saying so when a rule holds. Fuzzing: balanced accuracy of "
     "telling active tokens from others of the same contexts."
-)
-
-FIGURES = (
-    "FVU: share of the variance that the reconstruction leaves. L0: latents active at a token, on "
-    "average. CE recovered: share of what ablating the site costs in cross-entropy that the "
-    "reconstruction makes good. Baselines keep as many random directions, or coordinates, as the "
-    "coder keeps latents."
 )
 
 BANDS = ("weakest fifth", "second fifth", "middle fifth", "fourth fifth", "strongest fifth")
@@ -79,7 +73,7 @@ class Dashboard:
         found = self.explained.get(number)
         title = f"Latent {number}"
         if found is not None and found.explanation.rules:
-            title += f": {_short(found.explanation.text)}"
+            title += f": {short(found.explanation.text)}"
         sections = [
             Section("Where it is most active", (_strips(top_examples(index, number, n=12)),)),
             Section("When it is active", self._explanation(number)),
@@ -95,11 +89,11 @@ class Dashboard:
             f"{numbers.number(float(np.abs(values).max()))}. Its activity was measured; "
             "its meaning is a guess that is scored below.",
             sections=sections,
-            provenance=self._provenance(),
+            provenance=self.provenance(),
         )
 
-    def overview(self, latents: Sequence[int], *, examples: int = 3) -> Page:
-        """Return the page of the coder with some of its latents.
+    def overview(self, latents: Sequence[int], *, examples: int = 5) -> Page:
+        """Return the page of the coder, with some of its latents to search, sort and look at.
 
         Args:
             latents: Which latents to list, in order.
@@ -107,26 +101,11 @@ class Dashboard:
 
         Raises:
             SelectorError: There is no such latent.
+            EmptyDataError: None of them is ever active.
         """
-        index = self.index
-        for number in latents:
-            index.positions(number)
-        alive = int((index.counts > 0).sum())
-        sites = ", ".join(self.coder.origin.sources)
-        sections = [
-            Section("How good it is", self._quality()),
-            Section("How often latents are active", (self._density(),)),
-            Section("Latents", (self._list(latents), *self._each(latents, examples))),
-        ]
-        return Page(
-            title=f"{alive:,} of {index.d_sae:,} latents at {sites} are active",
-            kicker=f"A sparse coder of {self.coder.origin.model or 'a model'}",
-            dek=f"Indexed on {index.n_tokens:,} tokens of {len(np.unique(index.documents)):,} "
-            "documents. Explanations are rules found on one half of the contexts and scored on the "
-            "other half, beside explanations of other latents.",
-            sections=sections,
-            provenance=self._provenance(),
-        )
+        from microtome.sae.reading.overview import overview
+
+        return overview(self, latents, examples)
 
     def _explanation(self, number: int) -> list[Block]:
         found = self.explained.get(number)
@@ -178,9 +157,9 @@ class Dashboard:
         names = self.model.tokens
         rows: list[list[Cell]] = [
             [
-                _shown(names([int(a)])[0]),
+                shown_token(names([int(a)])[0]),
                 float(effects[a]),
-                _shown(names([int(b)])[0]),
+                shown_token(names([int(b)])[0]),
                 float(effects[b]),
             ]
             for a, b in zip(up, down, strict=True)
@@ -202,7 +181,7 @@ class Dashboard:
         blocks: list[Block] = []
         for title, measure, relation in related:
             rows: list[list[Cell]] = [
-                [int(n), float(v), self._words(int(n))]
+                [int(n), float(v), self.words(int(n))]
                 for n, v in zip(relation.numbers, relation.values, strict=True)
             ]
             if rows:
@@ -215,65 +194,13 @@ class Dashboard:
             blocks += [Heading("Neurons like it"), Table(("neuron", "Pearson"), pairs)]
         return blocks or ["No other latent is active where this one is."]
 
-    def _words(self, number: int) -> str:
+    def words(self, number: int) -> str:
+        """Return the explanation of a latent in a line, "" if it was not explained."""
         found = self.explained.get(number)
-        return _short(found.explanation.text) if found is not None else ""
+        return short(found.explanation.text) if found is not None else ""
 
-    def _quality(self) -> list[Block]:
-        if self.evaluation is None:
-            return ["This coder was not evaluated in its model."]
-        table = self.evaluation.to_frame()
-        columns = {
-            "fvu": "FVU",
-            "l0": "L0",
-            "dead_share": "dead share",
-            "ce_recovered_zero": "CE recovered, against zero",
-            "ce_recovered_mean": "against the mean",
-            "kl_score_zero": "KL score",
-        }
-        rows: list[list[Cell]] = [
-            [str(name), *(float(row[key]) for key in columns)] for name, row in table.iterrows()
-        ]
-        return [
-            Table(("coder", *columns.values()), rows),
-            Details("What the figures mean", (FIGURES,)),
-        ]
-
-    def _density(self) -> Histogram:
-        if self.evaluation is not None:
-            counts, edges = self.evaluation.density()
-            names = [row.name for row in self.evaluation.rows]
-            base = self.evaluation.density("random")[0].tolist() if "random" in names else None
-            return Histogram(
-                edges.tolist(), counts.tolist(), "log10 of the share of tokens", "latents",
-                baseline=base, baseline_label="random directions",
-            )  # fmt: skip
-        edges_, counts_ = binned(np.log10(self.index.density + 1e-10).tolist())
-        return Histogram(edges_, counts_, "log10 of the share of tokens", "latents")
-
-    def _list(self, latents: Sequence[int]) -> Table:
-        rows: list[list[Cell]] = []
-        for number in latents:
-            found = self.explained.get(number)
-            scores: list[Cell] = [None, None, None]
-            if found is not None:
-                scores = [found.scores.simulation, found.random.simulation, found.scores.detection]
-            density = f"{100 * self.index.density[number]:.2f} %"
-            rows.append([number, density, *scores, self._words(number)])
-        heads = ("latent", "active", "simulation", "of others", "detection", "active when")
-        return Table(heads, rows, "Simulation is the correlation of rule and activation, held out.")
-
-    def _each(self, latents: Sequence[int], examples: int) -> list[Block]:
-        return [
-            Details(
-                f"{number}: {self._words(number) or 'not explained'}",
-                (_strips(top_examples(self.index, number, n=examples, before=14, after=6)),),
-            )
-            for number in latents
-            if self.index.counts[number]
-        ]
-
-    def _provenance(self) -> list[tuple[str, str]]:
+    def provenance(self) -> list[tuple[str, str]]:
+        """Return what is needed to make a page again."""
         details = self.index.details
         return [
             ("model", str(details.get("model") or "")),
@@ -293,7 +220,7 @@ def _intruder(share: float) -> str:
     )
 
 
-def _short(text: str, most: int = 160) -> str:
+def short(text: str, most: int = 160) -> str:
     """Return a text that fits a headline; code marks stay paired."""
     if len(text) <= most:
         return text
@@ -304,8 +231,8 @@ def _short(text: str, most: int = 160) -> str:
 def _strips(examples: Sequence[Example], limit: float | None = None) -> TokenStrips:
     strips = [
         TokenStrip(
-            (TokenRow("activation", e.tokens, e.values.tolist()),),
-            note=f"{numbers.number(e.activation)} at `{_shown(e.tokens[e.focus])}`, document "
+            (TokenRow("", [compact(t) for t in e.tokens], e.values.tolist()),),
+            note=f"{numbers.number(e.activation)} at `{shown_token(e.tokens[e.focus])}`, document "
             f"{e.document}",
             scale="",
         )
@@ -315,5 +242,12 @@ def _strips(examples: Sequence[Example], limit: float | None = None) -> TokenStr
     return TokenStrips(strips, limit=top, scale="activation")
 
 
-def _shown(token: str) -> str:
+def compact(token: str) -> str:
+    """Return a token in which a long run of blanks is counted and not drawn."""
+    return re.sub(" {5,}", lambda run: f"·×{len(run.group())}", token)
+
+
+def shown_token(token: str) -> str:
+    """Return a token as it stands in running text, blanks visible."""
+    token = compact(token)
     return token.replace("\n", "⏎").replace(" ", "·").replace("`", "'")
