@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import sae_evaluation, sae_harvest, sae_reading, sae_training
+from microtome.cli import sae_evaluation, sae_harvest, sae_labelled, sae_reading, sae_training
 
 app = typer.Typer(
     name="sae",
@@ -15,6 +15,8 @@ app.command("harvest")(sae_harvest.harvest)
 app.command("train")(sae_training.train)
 app.command("eval")(sae_evaluation.evaluate)
 app.command("stability")(sae_evaluation.stability)
+app.command("probe")(sae_labelled.probe)
+app.command("interchange")(sae_labelled.interchange)
 app.command("latents")(sae_reading.latents)
 app.command("show")(sae_reading.show)
 app.command("convert")(sae_reading.convert)

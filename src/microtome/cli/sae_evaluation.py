@@ -84,15 +84,20 @@ def evaluate(
     wanted = list(BASELINES) if baseline is None else baseline
     opened = open_model(model, device, dtype, threads)
     loaded = open_coder(coder, site, opened)
-    with Bars() as bars:
-        other = None
-        if twin is not None or "twin" in wanted:
-            own = read_texts(twin_text) if twin_text else texts
-            other = _twin(opened, loaded, own, twin, twin_tokens, twin_steps, seed, bars)
-        found = evaluated(
-            opened, loaded, texts, tokens=tokens, context=context, twin=other,
-            baselines=[name for name in wanted if name != "twin"], seed=seed, progress=bars,
-        )  # fmt: skip
+    try:
+        with Bars() as bars:
+            other = None
+            if twin is not None or "twin" in wanted:
+                own = read_texts(twin_text) if twin_text else texts
+                other = _twin(opened, loaded, own, twin, twin_tokens, twin_steps, seed, bars)
+            found = evaluated(
+                opened, loaded, texts, tokens=tokens, context=context, twin=other,
+                baselines=[name for name in wanted if name != "twin"], seed=seed, progress=bars,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        if twin is not None:
+            say(f"The state of the twin's training is in {twin}; the same command goes on with it.")
+        raise
     if out is not None:
         found.save(out)
     if as_json:
