@@ -23,6 +23,7 @@ from microtome.cli.sae_coders import CoderPlace, Site, open_coder
 
 if TYPE_CHECKING:
     from microtome.sae import Absorption
+    from microtome.sae.evaluation.labelled import SparseProbing
 
 
 def probe(
@@ -87,6 +88,11 @@ def probe(
     if as_json:
         print_json(facts)
         return
+    _print_probing(sparse, facts["probe_perturbation"])
+    _print_absorption(found)
+
+
+def _print_probing(sparse: SparseProbing, perturbed: dict[str, Any] | None) -> None:
     table = sparse.to_frame()
     print_table(
         ["k", "latents", "coordinates"],
@@ -99,13 +105,11 @@ def probe(
     )
     for name, latents in sparse.chosen.items():
         say(f"{name}: latents {', '.join(map(str, latents))}")
-    if facts["probe_perturbation"] is not None:
-        scores = facts["probe_perturbation"]
+    if perturbed is not None:
         shown = ", ".join(
-            f"{n}: {s:.3f}" for n, s in zip(scores["n"], scores["score"], strict=True)
+            f"{n}: {s:.3f}" for n, s in zip(perturbed["n"], perturbed["score"], strict=True)
         )
         say(f"Targeted probe perturbation by latents ablated: {shown}.")
-    _print_absorption(found)
 
 
 def _print_absorption(found: Absorption | str) -> None:
