@@ -241,5 +241,7 @@ def test_what_cannot_be_evaluated_is_refused(model: Model) -> None:
         evaluate(model, coder, [[3]])
     with pytest.raises(UnknownNameError, match="nearest: random"):
         evaluate(model, coder, TEXTS, baselines=["randon"])
+    with pytest.raises(ConfigError, match="baselines is False"):
+        evaluate(model, coder, TEXTS, baselines=False)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="rename"):
         evaluate(model, coder, TEXTS, others={"twin": coder})
