@@ -29,7 +29,7 @@ from microtome.sae.estimation import Precision, fastest_precision
 from microtome.sae.finishing import Measured, finish
 from microtome.sae.losses import loss
 from microtome.sae.metrics import MetricsFile, Tally
-from microtome.sae.opening import SHARDS, Data, Places, Reading, Wanted, opened
+from microtome.sae.opening import Data, Places, Reading, Wanted, opened
 from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
 from microtome.sae.results import TrainingSummary
@@ -112,8 +112,8 @@ def train(
         (176, 32, ('blocks.0.mlp.out',))
     """
     place = None if folder is None else Path(folder)
-    kept = Path(shards) if shards is not None else place and place / SHARDS
-    wanted, reading = Wanted(site, sources, targets), Reading(text, tokens, context, kept)
+    wanted = Wanted(site, sources, targets)
+    reading = Reading(text, tokens, context, None if shards is None else Path(shards), place)
     with opened(data, wanted, reading, progress=progress) as given:
         run = _Run(given.activations, config or Config(), given.sources, given.targets, place)
         run.restore()
