@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from microtome.cli.sae_opening import (
     open_coder,
     open_index,
 )
+from microtome.cli.sae_words import AnswersPlace, ExplainerPlace, described
 
 if TYPE_CHECKING:
     from microtome.cli.bars import Bars
@@ -47,6 +49,8 @@ def show(
         int | None, typer.Option(help="Only the latents that are active most often.", min=1)
     ] = None,
     index: IndexPlace = None,
+    explainer: ExplainerPlace = None,
+    answers: AnswersPlace = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -72,10 +76,14 @@ def show(
     listed = _listed(read, latent, top)
     with Bars() as bars:
         if out is not None:
+            said = described(
+                read, listed, explainer=explainer, asked=None, answers=answers, seed=seed,
+                device=device, dtype=dtype, bars=bars,
+            )  # fmt: skip
             board = _board(
                 opened, loaded, read, listed, text if latent is None else [], tokens, seed, bars
             )
-            _write(board, out, latent, listed)
+            _write(replace(board, described={e.latent: e for e in said}), out, latent, listed)
         if neuronpedia is not None:
             _export(opened, loaded, read, listed, neuronpedia, seed, bars)
     if as_json:
