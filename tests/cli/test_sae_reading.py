@@ -1,4 +1,4 @@
-"""``microtome sae latents`` and ``show``: descriptions in words, pages, Neuronpedia batches."""
+"""``microtome sae eval``, ``latents`` and ``convert`` on a small coder of the shipped specimen."""
 
 from __future__ import annotations
 
@@ -7,93 +7,90 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.cli.test_sae_commands import SITE, TEXT, run
-from tests.small import byte_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
+from click.testing import Result
+from typer.testing import CliRunner
 
 import microtome as mt
-from microtome.sae import SAE, Architecture, Origin, save
-from microtome.sae.reading.neuronpedia import read_batches
+from microtome.cli.app import app
+from microtome.errors import MicrotomeError
+from microtome.sae import SAE, Architecture, Origin, load, save
+
+SITE = "blocks.2.resid_post"
+TEXT = "def f(a, b='x'):\n    return [a, 'y', \"z\"]\n\n\nclass C:\n    d = {'k': 1}\n"
+
+
+def run(*words: object, code: int = 0) -> Result:
+    """Run a command; an expected error of microtome's own is turned into its text."""
+    result = CliRunner().invoke(app, [str(w) for w in words])
+    if code:
+        assert isinstance(result.exception, MicrotomeError)
+        assert result.exception.exit_code == code
+    else:
+        assert result.exit_code == 0, result.output
+    return result
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A coder, texts, and a folder for the index of both."""
-    folder = tmp_path_factory.mktemp("reading")
-    width = mt.load("python-code").trace([[1]], capture=[SITE])[SITE].shape[-1]
-    make = Architecture(width, 64, activation="topk", k=4)
-    coder = save(SAE(make, origin=Origin((SITE,), (SITE,))), folder / "sae")
-    for number in range(6):
-        (folder / "texts").mkdir(exist_ok=True)
-        (folder / "texts" / f"{number}.py").write_text(TEXT * (number + 2))
-    return [coder, folder / "texts", folder / "index"]
+def coder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = mt.load("python-code")
+    width = model.trace([[1]], capture=[SITE])[SITE].shape[-1]
+    made = SAE(Architecture(width, 64, activation="topk", k=4), origin=Origin((SITE,), (SITE,)))
+    return save(made, tmp_path_factory.mktemp("coder") / "sae")
 
 
 @pytest.fixture(scope="module")
-def explainer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("explainer") / "tiny"
-    tokenizer = byte_tokenizer(["Yes No yes no " * 50, TEXT * 5], 400)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=4000)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(4):
+        (folder / f"{number}.py").write_text(TEXT * (number + 2))
     return folder
 
 
-def read(place: list[Path], verb: str, *words: object) -> list[object]:
-    coder, texts, index = place
-    given = ["sae", verb, "python-code", coder, texts, "--index", index, "--context", 32]
-    return [*given, "--tokens", 50_000, *words]
-
-
-def test_a_local_model_describes_and_its_record_gives_the_same(
-    place: list[Path], explainer: Path, tmp_path: Path
+def test_eval_prints_the_coder_beside_its_baselines(
+    coder: Path, text: Path, tmp_path: Path
 ) -> None:
-    asked = tmp_path / "asked.jsonl"
-    words = ["--top", 2, "--json"]
-    direct = run(*read(place, "latents", "--explainer", explainer, "--asked", asked, *words))
-    again = run(*read(place, "latents", "--answers", asked, *words))
-    assert direct.stdout == again.stdout
-    rows = json.loads(direct.stdout)
-    assert all(0 <= r["words_fuzzing"] <= 1 for r in rows)
-    table = run(*read(place, "latents", "--answers", asked, "--top", 2))
-    assert "says asked.jsonl" in " ".join(table.stdout.split())
-    refused = run(*read(place, "latents", "--answers", asked, "--explainer", explainer), code=2)
-    assert "either" in str(refused.exception)
+    done = run("sae", "eval", "python-code", coder, text, "-o", tmp_path / "e.json", "--json")
+    rows = json.loads(done.stdout)
+    assert [r["coder"] for r in rows] == ["sae", "random", "coordinates"]
+    assert all(0 < r["fvu"] < 5 for r in rows)
+    assert (tmp_path / "e.json").is_file()
 
 
-def test_questions_are_written_in_two_rounds(place: list[Path], tmp_path: Path) -> None:
-    asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
-    done = run(*read(place, "latents", "--asked", asked, "--top", 2, "--json"))
-    assert "words_fuzzing" not in done.stdout
-    rows = [json.loads(line) for line in asked.read_text().splitlines()]
-    assert {r["asks"] for r in rows} == {"words"}
-    answers.write_text("\n".join(json.dumps({**r, "answer": "brackets"}) for r in rows))
-    words = ["--answers", answers, "--top", 2, "--json"]
-    refused = run(*read(place, "latents", *words), code=2)
-    assert "--asked" in str(refused.exception)
-    run(*read(place, "latents", *words, "--asked", asked))
-    rows = [json.loads(line) for line in asked.read_text().splitlines()]
-    assert {r["asks"] for r in rows} == {"yes or no"}
-    with answers.open("a") as more:
-        more.writelines("\n" + json.dumps({"id": r["id"], "answer": "no"}) for r in rows)
-    done = run(*read(place, "latents", *words))
-    assert {r["words_fuzzing"] for r in json.loads(done.stdout)} == {0.5}
+def test_latents_are_listed_from_a_kept_index(coder: Path, text: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    first = run(
+        "sae", "latents", "python-code", coder, text, "--index", index, "--top", 3, "--json"
+    )
+    again = run(
+        "sae", "latents", "python-code", coder, text, "--index", index, "--top", 3, "--json"
+    )
+    assert len(json.loads(first.stdout)) == 3
+    assert first.stdout == again.stdout
+    other = save(SAE(load(coder).architecture, seed=9, origin=load(coder).origin), tmp_path / "o")
+    refused = run("sae", "latents", "python-code", other, text, "--index", index, code=2)
+    assert "another coder" in str(refused.exception)
+    for words, named in ((["--context", 64], "context"), (["--tokens", 50], "text")):
+        place = [coder, text, "--index", index]
+        refused = run("sae", "latents", "python-code", *place, *words, code=2)
+        assert f"another {named};" in str(refused.exception)
+    moved = [coder, text, "--index", index, "--site", "blocks.1.resid_post"]
+    refused = run("sae", "latents", "python-code", *moved, code=2)
+    assert "another site;" in str(refused.exception)
 
 
-def test_show_writes_pages_and_batches(place: list[Path], explainer: Path, tmp_path: Path) -> None:
-    page, batches = tmp_path / "coder.html", tmp_path / "batches"
-    done = run(*read(place, "show", "-o", page, "--neuronpedia", batches, "--json"))
-    shown = json.loads(done.stdout)["latents"]
-    html = page.read_text()
-    assert 'data-browser="latent"' in html
-    assert "On all" in html
-    assert sorted(f.feature_index for f in read_batches(batches)) == sorted(shown)
-    one = tmp_path / "latent.html"
-    run(*read(place, "show", "--latent", shown[0], "-o", one, "--explainer", explainer))
-    html = one.read_text()
-    assert "What tiny says" in html
-    assert "neuron of blocks.2.mlp.act" in html
-    refused = run(*read(place, "show"), code=2)
-    assert "--neuronpedia" in str(refused.exception)
+def test_convert_writes_what_can_be_written(coder: Path, tmp_path: Path) -> None:
+    run("sae", "convert", coder, "--to", "saelens", "-o", tmp_path / "s")
+    x = torch.randn(5, load(coder).d_in)
+    torch.testing.assert_close(load(tmp_path / "s")(x), load(coder)(x))
+    refused = run("sae", "convert", coder, "--to", "gemma-scope", "-o", tmp_path / "g", code=2)
+    assert "JumpReLU" in str(refused.exception)
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_coder_without_a_place_in_the_model_asks_for_its_site(
+    coder: Path, text: Path, tmp_path: Path
+) -> None:
+    bare = save(load(coder), tmp_path / "s", format="sparsify")
+    refused = run("sae", "eval", "python-code", bare, text, code=2)
+    assert "no sites" in str(refused.exception)
+    run("sae", "eval", "python-code", bare, text, "--site", SITE, "--tokens", 200)

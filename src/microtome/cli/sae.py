@@ -6,7 +6,7 @@ import typer
 
 from microtome.cli import (
     sae_converting,
-    sae_evaluating,
+    sae_evaluation,
     sae_harvest,
     sae_latents,
     sae_showing,
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 app.command("harvest")(sae_harvest.harvest)
 app.command("train")(sae_training.train)
-app.command("eval")(sae_evaluating.evaluate)
+app.command("eval")(sae_evaluation.evaluate)
 app.command("latents")(sae_latents.latents)
 app.command("show")(sae_showing.show)
 app.command("convert")(sae_converting.convert)

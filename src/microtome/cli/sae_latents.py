@@ -17,16 +17,8 @@ from microtome.cli.options import (
     print_table,
     say,
 )
-from microtome.cli.sae_opening import (
-    CoderPlace,
-    Context,
-    IndexPlace,
-    Site,
-    Texts,
-    Tokens,
-    open_coder,
-    open_index,
-)
+from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens
+from microtome.cli.sae_opening import IndexPlace, open_both, open_index
 from microtome.cli.sae_words import AnswersPlace, AskedPlace, ExplainerPlace, described
 
 if TYPE_CHECKING:
@@ -65,7 +57,7 @@ def latents(
     from microtome.cli.bars import Bars
     from microtome.sae.reading.scoring import explain_all
 
-    opened, loaded = open_coder(model, coder, site, device=device, dtype=dtype, threads=threads)
+    opened, loaded = open_both(model, coder, site, device=device, dtype=dtype, threads=threads)
     read = open_index(opened, loaded, text, index, tokens, context)
     alive = int((read.counts > 0).sum())
     chosen = latent or [int(i) for i in (-read.counts).argsort(kind="stable") if read.counts[i]]

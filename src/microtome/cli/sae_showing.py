@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from microtome.cli.options import Device, Dtype, Json, ModelName, Seed, Threads, print_json, say
-from microtome.cli.sae_opening import (
-    CoderPlace,
-    Context,
-    IndexPlace,
-    Site,
-    Texts,
-    Tokens,
-    open_coder,
-    open_index,
-)
+from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens
+from microtome.cli.sae_opening import IndexPlace, open_both, open_index
 from microtome.cli.sae_words import AnswersPlace, ExplainerPlace, described
 
 if TYPE_CHECKING:
@@ -71,7 +63,7 @@ def show(
         check_file(out)
     if neuronpedia is not None:
         check_folder(neuronpedia)
-    opened, loaded = open_coder(model, coder, site, device=device, dtype=dtype, threads=threads)
+    opened, loaded = open_both(model, coder, site, device=device, dtype=dtype, threads=threads)
     read = open_index(opened, loaded, text, index, tokens, context)
     listed = _listed(read, latent, top)
     with Bars() as bars:

@@ -239,7 +239,7 @@
       if (event.key === "Enter" || event.key === "ArrowDown") { event.preventDefault(); rows.focus(); }
     });
     document.addEventListener("keydown", (event) => {
-      if (event.target.matches("input,textarea,select") || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.target.matches?.("input,textarea,select") || event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "/") { event.preventDefault(); search.focus(); search.select(); }
       if ((event.key === "j" || event.key === "k") && !rows.contains(event.target)) step(keys[event.key]);
     });

@@ -18,14 +18,8 @@ from microtome.cli.options import (
     print_table,
     say,
 )
-from microtome.cli.sae_opening import (
-    CoderPlace,
-    Context,
-    Site,
-    Texts,
-    Tokens,
-    open_coder,
-)
+from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens
+from microtome.cli.sae_opening import open_both
 
 
 def evaluate(
@@ -54,7 +48,7 @@ def evaluate(
     if out is not None:
         check_file(out)
     texts = read_texts(text)
-    opened, loaded = open_coder(model, coder, site, device=device, dtype=dtype, threads=threads)
+    opened, loaded = open_both(model, coder, site, device=device, dtype=dtype, threads=threads)
     with Bars() as bars:
         found = evaluated(
             opened, loaded, texts, tokens=tokens, context=context,
