@@ -12,6 +12,21 @@ import typer
 
 from microtome.cli.options import Json, Seed, Threads, print_json, say, use_threads
 
+Sites = Annotated[
+    str | None,
+    typer.Option(
+        help="SITE, or SOURCE->TARGET for a transcoder; several by commas, without a block that of "
+        "every block; all harvested by default."
+    ),
+]
+Reach = Annotated[
+    str,
+    typer.Option(
+        help="Of several sites: all (crosscoder), later (each latent reads one source and writes "
+        "the target of its number and all behind it: cross-layer transcoder) or own."
+    ),
+]
+
 
 def train(
     activations: Annotated[
@@ -21,20 +36,8 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the run.", show_default=False)
     ],
-    site: Annotated[
-        str | None,
-        typer.Option(
-            help="SITE, or SOURCE->TARGET for a transcoder; several by commas, without a block "
-            "that of every block; all harvested by default."
-        ),
-    ] = None,
-    reach: Annotated[
-        str,
-        typer.Option(
-            help="Of several sites: all (crosscoder), later (each latent reads one source and "
-            "writes the target of its number and all behind it: cross-layer transcoder) or own."
-        ),
-    ] = "all",
+    site: Sites = None,
+    reach: Reach = "all",
     activation: Annotated[
         str, typer.Option(help="relu, topk, batchtopk, jumprelu, gated or abstopk.")
     ] = "batchtopk",
@@ -61,8 +64,7 @@ def train(
 
     Example: microtome sae train ACTIVATIONS -o RUN --activation batchtopk --k 16
 
-    A cross-layer transcoder: microtome sae train ACTIVATIONS -o RUN --site "mlp.in->mlp.out"
-    --reach later
+    A cross-layer transcoder: --site "mlp.in->mlp.out" --reach later
     """
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_folder
