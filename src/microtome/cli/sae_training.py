@@ -56,6 +56,14 @@ Prefixes = Annotated[
     str, typer.Option(help="Matryoshka prefixes by commas, the last one all latents.")
 ]
 
+Reach = Annotated[
+    str,
+    typer.Option(
+        help="Of several sites: all (crosscoder), later (each latent reads one source and writes "
+        "the target of its number and all behind it: cross-layer transcoder) or own."
+    ),
+]
+
 
 def train(
     data: Data,
@@ -67,13 +75,7 @@ def train(
     tokens: Tokens = None,
     context: Context = None,
     shards: Shards = None,
-    reach: Annotated[
-        str,
-        typer.Option(
-            help="Of several sites: all (crosscoder), later (each latent reads one source and "
-            "writes the target of its number and all behind it: cross-layer transcoder) or own."
-        ),
-    ] = "all",
+    reach: Reach = "all",
     activation: Kind = "batchtopk",
     k: Annotated[int, typer.Option(help="Latents kept; 0 for what fits the width.", min=0)] = 0,
     d_sae: Latents = None,
@@ -100,8 +102,7 @@ def train(
     Example: microtome sae train MODEL --site blocks.2.resid_post --text FOLDER -o RUN --k 16
     Example: microtome sae train ACTIVATIONS -o RUN --activation batchtopk --k 16
 
-    A cross-layer transcoder: microtome sae train ACTIVATIONS -o RUN --site "mlp.in->mlp.out"
-    --reach later
+    A cross-layer transcoder: --site "mlp.in->mlp.out" --reach later
     """
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_folder
