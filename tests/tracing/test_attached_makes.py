@@ -138,3 +138,28 @@ def test_a_model_that_keeps_its_cache_to_itself_generates() -> None:
     for _ in range(5):
         row.append(int(model.trace([row], logits="last").logits[0, -1].argmax()))  # type: ignore[index]
     assert cached == whole == (tuple(row[len(ROWS[0]) :]),)
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "mamba", "bamba", "qwen3_next", "convbert", "roberta-decoder"]
+)
+def test_generated_rows_are_those_alone_whatever_the_family(family: str) -> None:
+    model = load(build(family))
+    site = at("blocks.1.resid_post")
+    for changes in ([], [site.scale(1.5, rows=[2])], [site.set(0.5, rows=[1, 0])]):
+        wanted = []
+        for number, row in enumerate(ROWS):
+            mine = [
+                replace(change, rows=None)
+                for change in changes
+                if number in (change.rows or (number,))
+            ]
+            text = list(row)
+            for _ in range(4):
+                logits = model.trace([text], interventions=mine, logits="last").logits
+                text.append(int(logits[0, -1].argmax()))  # type: ignore[index]
+            wanted.append(tuple(text[len(row) :]))
+        for cache in (True, False):
+            found = model.generate(ROWS, max_new_tokens=4, interventions=changes, use_cache=cache)
+            assert found.tokens == tuple(wanted)
+            assert found.prompts == tuple(map(tuple, ROWS))

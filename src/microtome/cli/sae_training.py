@@ -109,9 +109,12 @@ def train(
     from microtome.errors import UsageError
     from microtome.sae import Config
     from microtome.sae import train as trained
+    from microtome.sae.saving import require_format
     from microtome.store.texts import read_texts
 
     check_folder(out)
+    require_format(format)
+    sources, targets = _sites(site)
     config = Config(
         activation=activation, k=k, d_sae=d_sae, steps=steps, batch_size=batch_size, lr=lr,
         skip=skip, prefixes=_numbers(prefixes), reach=reach, seed=seed, device=device or "cpu",
@@ -120,7 +123,6 @@ def train(
         raise UsageError("--shards says where a model's activations go; give --text, too")
     texts = read_texts(text) if text else None
     opened = _opened(data, device, dtype, threads, reads=bool(text))
-    sources, targets = _sites(site)
     try:
         with Bars() as bars:
             found = trained(
@@ -191,9 +193,16 @@ class _Early:
 
 def _sites(site: str | None) -> tuple[list[str] | None, list[str] | None]:
     """Return source and target sites of a text like ``A->B``, None for all."""
+    from microtome.errors import UsageError
+
     if site is None:
         return None, None
-    source, _, target = site.partition("->")
+    source, arrow, target = site.partition("->")
+    if not source or (arrow and not target) or "->" in target:
+        raise UsageError(
+            f"--site is {site!r}; expected SITE, SITE,SITE, or SOURCE->TARGET with sites on both "
+            "sides"
+        )
     return source.split(","), (target or source).split(",")
 
 

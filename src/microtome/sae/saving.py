@@ -85,7 +85,7 @@ def load(place: str | Path, *, format: str | None = None) -> SAE:
     """
     path = _shipped(str(place)) or Path(place)
     if format is not None:
-        return _read(_format(format), path)
+        return _read(require_format(format), path)
     for known in FORMATS.values():
         if known.recognizes(path):
             return _read(known, path)
@@ -126,7 +126,7 @@ def save(
         FormatError: What was read back differs by more than 1e-4; nothing is left on disk.
         OutputError: The folder could not be written.
     """
-    chosen = _format(format)
+    chosen = require_format(format)
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if reason := chosen.objection(coder):
@@ -159,7 +159,12 @@ def _read(format: Format, place: Path) -> SAE:
     return coder.double() if wide else coder
 
 
-def _format(name: str) -> Format:
+def require_format(name: str) -> Format:
+    """Return a format by its name.
+
+    Raises:
+        UnknownNameError: There is none of this name.
+    """
     if name not in FORMATS:
         raise UnknownNameError(f"no format {name!r}{nearest(name, FORMATS)}")
     return FORMATS[name]
