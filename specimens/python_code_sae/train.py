@@ -86,12 +86,15 @@ def activations(recipe: Recipe, model: Model, folder: Path) -> ActivationStore:
         )
 
 
-def trained(recipe: Recipe, store: ActivationStore, model: Model, k: int, folder: Path) -> SAE:
-    """Train one coder, or go on with it."""
+def trained(
+    recipe: Recipe, store: ActivationStore, model: Model, k: int, folder: Path, *, twin: bool
+) -> SAE:
+    """Train one coder, or go on with it; the twin's says which twin it is of."""
     config = Config(
         activation="batchtopk", k=k, d_sae=recipe.d_sae, steps=recipe.steps, seed=recipe.seed
     )
-    origin = Origin((recipe.site,), (recipe.site,), "python-code", model.fingerprint)
+    details = {"twin": recipe.seed} if twin else {}
+    origin = Origin((recipe.site,), (recipe.site,), "python-code", model.fingerprint, details)
     with Bars() as bars:
         return train(store, config, folder=folder, origin=origin, progress=bars)
 
@@ -112,7 +115,7 @@ def main() -> None:
     with scope:
         store = activations(recipe, model, asked.out / "activations")
         for k in asked.k:
-            found = trained(recipe, store, model, k, asked.out / f"k{k}")
+            found = trained(recipe, store, model, k, asked.out / f"k{k}", twin=asked.twin)
             save(found, asked.out / f"k{k}" / "sae")
             s = found.summary
             print(f"k {k}: FVU {s.fvu:.4f}, L0 {s.l0:.1f}, dead {s.dead_share:.3f}", flush=True)

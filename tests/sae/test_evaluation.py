@@ -29,8 +29,12 @@ from microtome.sae import (
     train,
     train_twin,
 )
+from microtome.sae.evaluation import restarting
 from microtome.sae.evaluation.baselines import random_dictionary
+from microtome.sae.evaluation.splicing import Splicing
+from microtome.sae.model_passes import coder_sites
 from microtome.tracing.model import Model
+from microtome.tracing.replay import tail
 
 TEXTS = [[5, 9, 2, 7, 1], [3, 3, 8], [4, 6, 1, 2]]
 
@@ -165,6 +169,56 @@ def test_each_batch_is_encoded_once_and_looked_at_briefly(
     assert found.rows[0].recovery.recovered() == 1.0
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    "sites",
+    [
+        ("blocks.0.resid_post",),
+        ("blocks.1.resid_post",),
+        ("blocks.1.mlp.out",),
+        ("blocks.1.attn.z",),
+        ("blocks.0.mlp.out", "blocks.1.mlp.out"),
+        ("embed.token",),
+    ],
+)
+def test_runs_that_begin_late_are_the_whole_runs(
+    family: str, sites: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mt.load(build(family))
+    width = sum(width_of(model, site) for site in sites)
+    make = Architecture(width, 2 * width, activation="topk", k=3)
+    widths = tuple(width_of(model, site) for site in sites)
+    make = replace(make, sources=widths, targets=widths)
+    coder = SAE(make, origin=Origin(sites, sites))
+    passes = Splicing(model, *coder_sites(model, coder)).passes
+    assert passes.late == (sites[0] != "embed.token")
+    late = evaluate(model, coder, TEXTS, baselines=()).rows[0].recovery
+    monkeypatch.setattr(restarting, "restart_reason", lambda _: "no")
+    assert not Splicing(model, *coder_sites(model, coder)).passes.late
+    whole = evaluate(model, coder, TEXTS, baselines=()).rows[0].recovery
+    for name, value in whole.cross_entropy.items():
+        assert late.cross_entropy[name] == pytest.approx(value, abs=2e-6), name
+    for name, value in whole.divergence.items():
+        assert late.divergence[name] == pytest.approx(value, abs=2e-6), name
+
+
+def test_a_model_that_cannot_be_restarted_after_all_runs_whole(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = "blocks.0.mlp.out"
+    coder = identity((site,), (site,), width_of(model, site))
+    expected = evaluate(model, coder, TEXTS, baselines=()).rows[0].recovery.to_dict()
+    seen: list[int] = []
+
+    def wrong(opened: Model, stream: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        seen.append(1)
+        return tail(opened, stream, places) + 0.01
+
+    monkeypatch.setattr(restarting, "tail", wrong)
+    assert evaluate(model, coder, TEXTS, baselines=()).rows[0].recovery.to_dict() == expected
+    assert len(seen) == 1
+
+
 def test_the_twins_coder_is_measured_in_the_twin() -> None:
     model, site = code_model(), "blocks.1.resid_post"
     texts = [f"value = {i} + data[{i % 7}]\nreturn value\n" for i in range(40)]
@@ -241,5 +295,7 @@ def test_what_cannot_be_evaluated_is_refused(model: Model) -> None:
         evaluate(model, coder, [[3]])
     with pytest.raises(UnknownNameError, match="nearest: random"):
         evaluate(model, coder, TEXTS, baselines=["randon"])
+    with pytest.raises(ConfigError, match="baselines is False"):
+        evaluate(model, coder, TEXTS, baselines=False)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="rename"):
         evaluate(model, coder, TEXTS, others={"twin": coder})

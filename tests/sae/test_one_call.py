@@ -112,8 +112,9 @@ def test_arguments_that_do_not_go_together_are_refused(model: Model, tmp_path: P
     for places in ({}, {"targets": OUTPUT}):
         with pytest.raises(UsageError, match="give site or sources"):
             train(model, text=TEXTS, **places)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="first argument"):
-        train(x, text=TEXTS)
+    for option in ({"text": TEXTS}, {"shards": tmp_path}, {"tokens": 5}):
+        with pytest.raises(UsageError, match=f"{next(iter(option))} .*first argument"):
+            train(x, **option)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="an SAE has a site"):
         train(model, site=SITE, targets=OUTPUT, text=TEXTS)
     with pytest.raises(UsageError, match="cannot train on int"):

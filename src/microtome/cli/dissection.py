@@ -20,7 +20,7 @@ from microtome.cli.options import (
     print_table,
     use_home,
 )
-from microtome.cli.sae_opening import warn_of_another_model
+from microtome.cli.sae_coders import warn_of_another_model
 
 if TYPE_CHECKING:
     from microtome.dissection.results import Dissection

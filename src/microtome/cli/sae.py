@@ -6,8 +6,9 @@ import typer
 
 from microtome.cli import (
     sae_converting,
-    sae_evaluating,
+    sae_evaluation,
     sae_harvest,
+    sae_labelled,
     sae_latents,
     sae_showing,
     sae_training,
@@ -20,8 +21,10 @@ app = typer.Typer(
 )
 app.command("harvest")(sae_harvest.harvest)
 app.command("train")(sae_training.train)
-app.command("eval")(sae_evaluating.evaluate)
-app.command("stability")(sae_evaluating.stability)
+app.command("eval")(sae_evaluation.evaluate)
+app.command("stability")(sae_evaluation.stability)
+app.command("probe")(sae_labelled.probe)
+app.command("interchange")(sae_labelled.interchange)
 app.command("latents")(sae_latents.latents)
 app.command("show")(sae_showing.show)
 app.command("convert")(sae_converting.convert)

@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from microtome.cli.options import Json, print_json, say
-from microtome.cli.sae_opening import (
-    CoderPlace,
-)
+from microtome.cli.sae_coders import CoderPlace
 
 
 def convert(

@@ -1,4 +1,4 @@
-"""What the commands about a coder in its model open: the model, the coder, the index."""
+"""What the commands that read latents open: the model, the coder and the index of both."""
 
 from __future__ import annotations
 
@@ -7,34 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from microtome.cli.options import open_model, say
+from microtome.cli.options import open_model
+from microtome.cli.sae_coders import open_coder
 
 if TYPE_CHECKING:
     from microtome.sae import SAE, LatentIndex
     from microtome.tracing.model import Model
 
-CoderPlace = Annotated[
-    Path, typer.Argument(help="Folder of a coder, in any known format.", show_default=False)
-]
-Texts = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Files of text, or folders of them; a .jsonl file has a text on each line.",
-        show_default=False,
-    ),
-]
-Site = Annotated[
-    str | None,
-    typer.Option(help="Site of the coder, where its folder does not say; SITE or SOURCE->TARGET."),
-]
-Tokens = Annotated[int, typer.Option(help="Tokens to read at most.", min=2)]
-Context = Annotated[int, typer.Option(help="Tokens that the model reads at a time.", min=2)]
 IndexPlace = Annotated[
     Path | None, typer.Option("--index", help="Folder to keep the index in, and to read it from.")
 ]
 
 
-def open_coder(
+def open_both(
     name: str,
     place: Path,
     site: str | None,
@@ -45,33 +30,7 @@ def open_coder(
 ) -> tuple[Model, SAE]:
     """Open a model, and a coder with its place in it."""
     model = open_model(name, device, dtype, threads)
-    return model, _placed(place, site, model)
-
-
-def _placed(place: Path, site: str | None, model: Model) -> SAE:
-    """Open a coder and give it its place in the model."""
-    from dataclasses import replace
-
-    from microtome.sae import load
-    from microtome.tracing.sites import at
-
-    coder = load(place)
-    if site is not None:
-        source, _, target = site.partition("->")
-        sources, targets = (str(at(source)),), (str(at(target or source)),)
-        coder.origin = replace(coder.origin, sources=sources, targets=targets)
-    warn_of_another_model(coder, model)
-    return coder.to(model.device)
-
-
-def warn_of_another_model(coder: SAE, model: Model) -> None:
-    """Say so where a coder was trained on a model of other weights."""
-    known = coder.origin.fingerprint
-    if known and known != model.fingerprint:
-        say(
-            f"The coder was trained on a model with fingerprint {known[:12]}, this one has "
-            f"{model.fingerprint[:12]}."
-        )
+    return model, open_coder(place, site, model)
 
 
 def open_index(

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from microtome.cli.options import Device, Dtype, Json, ModelName, Seed, Threads, print_json, say
-from microtome.cli.sae_opening import (
-    CoderPlace,
-    Context,
-    IndexPlace,
-    Site,
-    Texts,
-    Tokens,
-    open_coder,
-    open_index,
-)
+from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens
+from microtome.cli.sae_opening import IndexPlace, open_both, open_index
+from microtome.cli.sae_words import AnswersPlace, ExplainerPlace, described
 
 if TYPE_CHECKING:
     from microtome.cli.bars import Bars
@@ -47,6 +41,8 @@ def show(
         int | None, typer.Option(help="Only the latents that are active most often.", min=1)
     ] = None,
     index: IndexPlace = None,
+    explainer: ExplainerPlace = None,
+    answers: AnswersPlace = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -67,15 +63,19 @@ def show(
         check_file(out)
     if neuronpedia is not None:
         check_folder(neuronpedia)
-    opened, loaded = open_coder(model, coder, site, device=device, dtype=dtype, threads=threads)
+    opened, loaded = open_both(model, coder, site, device=device, dtype=dtype, threads=threads)
     read = open_index(opened, loaded, text, index, tokens, context)
     listed = _listed(read, latent, top)
     with Bars() as bars:
         if out is not None:
+            said = described(
+                read, listed, explainer=explainer, asked=None, answers=answers, seed=seed,
+                device=device, dtype=dtype, bars=bars,
+            )  # fmt: skip
             board = _board(
                 opened, loaded, read, listed, text if latent is None else [], tokens, seed, bars
             )
-            _write(board, out, latent, listed)
+            _write(replace(board, described={e.latent: e for e in said}), out, latent, listed)
         if neuronpedia is not None:
             _export(opened, loaded, read, listed, neuronpedia, seed, bars)
     if as_json:

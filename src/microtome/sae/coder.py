@@ -247,9 +247,21 @@ def initial_weights(make: Architecture, seed: int) -> dict[str, Tensor]:
     for name in sorted(weights.keys() & {"W_left", "W_right"}):
         rows = torch.randn(weights[name].shape, generator=generator)
         weights[name] = rows / rows.norm(dim=1, keepdim=True)
+    if make.kronecker is not None and make.d_in == make.d_out:
+        weights["W_dec"] = _pairs(make.kronecker, weights["W_left"], weights["W_right"])
     if "W_enc" in weights:
         weights["W_enc"] = _initial_encoder(make, decoder, generator)
     return weights
+
+
+def _pairs(shape: tuple[int, int, int], left: Tensor, right: Tensor) -> Tensor:
+    """Return for each latent the direction between its two units ``[d_sae, d_in]``.
+
+    It is what both see most of, as a dense encoder's row is its decoder's.
+    """
+    heads, lefts, rights = shape
+    both = left.view(heads, lefts, 1, -1) + right.view(heads, 1, rights, -1)
+    return torch.nn.functional.normalize(both.flatten(0, 2), dim=1)
 
 
 def reach_mask(make: Architecture) -> Tensor | None:

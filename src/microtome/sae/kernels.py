@@ -173,7 +173,8 @@ def _sampled(rows: Tensor, directions: Tensor, entries: Entries) -> Tensor:
         check_invariants=False,
     )
     found = torch.sparse.sampled_addmm(places, rows.detach(), directions.detach().T, beta=0.0)
-    return found.values()
+    products: Tensor = found.values()
+    return products
 
 
 @cache

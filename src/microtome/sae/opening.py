@@ -84,13 +84,20 @@ class Reading:
         text: The text; see :func:`microtome.sae.harvest`, like ``tokens`` and ``context``.
         tokens: Tokens to read at most.
         context: Tokens of a row of input.
-        shards: Where the activations are kept, None for a temporary folder.
+        shards: Where the activations are kept, in the run's folder unless given.
+        run: Folder of the run; with neither, the activations are temporary.
     """
 
     text: Text | None = None
     tokens: int | None = None
     context: int | None = None
     shards: Path | None = None
+    run: Path | None = None
+
+    @property
+    def place(self) -> Path | None:
+        """Where the activations are kept, None for a temporary folder."""
+        return self.shards or (self.run and self.run / SHARDS)
 
     def require_none(self) -> None:
         """Refuse settings of a model's reading where there is no model.
@@ -98,10 +105,13 @@ class Reading:
         Raises:
             UsageError: One is given.
         """
-        if self.text is not None or self.tokens is not None or self.context is not None:
+        names = ("text", "tokens", "context", "shards")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given:
             raise UsageError(
-                "text, tokens and context say what a model reads; give the model as the first "
-                "argument, or leave them out: these activations are there already"
+                f"{' and '.join(given)} say what a model reads and where that is kept; give the "
+                "model as the first argument, or leave them out: these activations are there "
+                "already"
             )
 
 
@@ -128,7 +138,7 @@ def opened(
 ) -> Iterator[Opened]:
     """Open what a coder is trained on; temporary shards are there until the scope is left.
 
-    A harvest that was begun in ``reading.shards`` goes on; one that is finished is read.
+    A harvest that was begun in ``reading.place`` goes on; one that is finished is read.
 
     Raises:
         UsageError: The data are of no known kind, or do not go with the settings.
@@ -164,7 +174,7 @@ def _harvested(
             f"to train on the model {model.name!r}, give {missing} too: "
             "train(model, site='blocks.0.resid_post', text='corpus.txt')"
         )
-    folder = reading.shards
+    folder = reading.place
     if folder is None:
         made = tempfile.TemporaryDirectory(prefix="microtome-activations-")
         folder = Path(stack.enter_context(made))

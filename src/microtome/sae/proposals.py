@@ -70,6 +70,13 @@ def reaching(codes: Tensor, level: Tensor | int, flags: Tensor) -> Tensor:
     return words[inside // WORD] * WORD + inside % WORD
 
 
+def largest(values: Tensor, count: int) -> Tensor:
+    """Return which of the values are the largest, as a mask in their own order."""
+    mark = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    mark[values.topk(count, sorted=False).indices] = True
+    return mark
+
+
 def largest_of_bags(entries: Entries, keys: Tensor, k: int) -> Tensor:
     """Return the numbers of the entries with the ``k`` largest keys of each bag, bag by bag.
 

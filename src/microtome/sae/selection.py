@@ -25,10 +25,12 @@ from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.encoding import Weights
 from microtome.sae.estimation import ByteProduct, Precision
 from microtome.sae.kernels import Entries
+from microtome.sae.pairs import Units, largest_of_batch, largest_pairs
 from microtome.sae.products import BLOCK_ROWS, Buffers, Encoding, room
 from microtome.sae.proposals import (
     batch_level,
     grouping,
+    largest,
     largest_of_bags,
     reaching,
     row_levels,
@@ -68,10 +70,12 @@ class Selection:
     Attributes:
         entries: The kept entries, bag = row; within a row by latent where the make needs it.
         known: Their pre-activations; a gated coder's without a bias.
+        units: Those of their left and right units, with a Kronecker encoder and counted latents.
     """
 
     entries: Entries
     known: Tensor
+    units: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -119,6 +123,8 @@ class Selector:
         """
         if make.activation not in COUNTED:
             return self._above(make, weights, inputs, reach)
+        if make.kronecker is not None:
+            return self._pairs(make, make.kronecker, weights, inputs)
         encoding = Encoding.of(make, weights, inputs, self.precision, self._buffers)
         if encoding.estimated and self.batches % CHECK_EVERY == 0:
             self._check(make, encoding)
@@ -210,21 +216,23 @@ class Selector:
         """Return a batch's ``k`` largest per row, in the order of rows and latents."""
         rows = len(encoding.inputs)
         wanted = make.k * rows
-        found = self._batch_in_bytes(make, encoding, wanted)
-        place, values = self._candidates(make, encoding, wanted) if found is None else found
+        proposed = self._batch_in_bytes(make, encoding, wanted)
+        if proposed is None:
+            place, values = self._candidates(make, encoding, wanted)
+            if encoding.estimated and len(place) > spared(wanted):
+                mark = largest(values, spared(wanted))
+                place, values = place[mark], values[mark]
+        else:
+            place = proposed
         if encoding.estimated:
-            if len(place) > spared(wanted) and values is not None:
-                place = place[_marked(values, spared(wanted))]
             values = encoding.exact(_entries(place, make, rows))
         if len(place) > wanted:
-            mark = _marked(values, wanted)
+            mark = largest(values, wanted)
             place, values = place[mark], values[mark]
         self.threshold = float(values.min()) if len(values) == wanted else 0.0
         return _entries(place, make, rows), values
 
-    def _batch_in_bytes(
-        self, make: Architecture, encoding: Encoding, wanted: int
-    ) -> tuple[Tensor, None] | None:
+    def _batch_in_bytes(self, make: Architecture, encoding: Encoding, wanted: int) -> Tensor | None:
         """Return the flat numbers of candidates from bytes, growing; None if they do not do.
 
         Rows come in no order, so the first block says which level enough entries reach.
@@ -240,7 +248,7 @@ class Selector:
             places.append(reaching(codes, level, flags) + start)
             start += codes.numel()
         if wanted <= sum(map(len, places)) <= CROWD * wanted:
-            return torch.cat(places), None
+            return torch.cat(places)
         self.fallbacks += 1
         return None
 
@@ -272,6 +280,22 @@ class Selector:
         like = torch.empty(0, dtype=torch.bool, device=block.device)
         mask = room(self._buffers, "mask", (len(block), block.shape[1]), like)
         return torch.gt(block, bound, out=mask).view(-1).nonzero().squeeze(1)
+
+    def _pairs(
+        self, make: Architecture, shape: tuple[int, int, int], weights: Weights, inputs: Tensor
+    ) -> Selection:
+        """Return what a batch keeps of the pairs of a Kronecker encoder's units."""
+        units = Units.of(shape, weights, inputs - weights["b_dec"] if make.center else inputs)
+        self.batches += 1
+        if make.activation == "batchtopk":
+            found, self.threshold, short = largest_of_batch(units, make.k, self.threshold)
+            entries = _entries(found, make, len(inputs))
+            self.fallbacks += short
+        else:
+            found = largest_pairs(units, make.k)
+            entries = _rows_of(found.sort(1).values if make.prefixes else found, make)
+        left, right = units.of_latents(entries.bags, entries.latents)
+        return Selection(entries, (left.relu() * right.relu()).sqrt(), (left, right))
 
     def _check(self, make: Architecture, encoding: Encoding) -> None:
         """Compare the choice from estimates with the exact one; give estimates up if it is poor."""
@@ -349,13 +373,6 @@ def _rank_all(make: Architecture, encoding: Encoding, wanted: int) -> tuple[Tens
         start += block.numel()
     place, order = place.sort()
     return place, value[order]
-
-
-def _marked(values: Tensor, count: int) -> Tensor:
-    """Return which values are the largest, in their own order."""
-    mark = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-    mark[values.topk(count, sorted=False).indices] = True
-    return mark
 
 
 def _entries(place: Tensor, make: Architecture, rows: int) -> Entries:

@@ -20,7 +20,7 @@ from torch import Tensor
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, DataError, TrainingError
-from microtome.sae.architecture import Architecture
+from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.checkpoints import FILE, Checkpoint, damaged
 from microtome.sae.coder import SAE, Origin
 from microtome.sae.config import Config
@@ -29,7 +29,7 @@ from microtome.sae.estimation import Precision, fastest_precision
 from microtome.sae.finishing import Measured, finish
 from microtome.sae.losses import loss
 from microtome.sae.metrics import MetricsFile, Tally
-from microtome.sae.opening import SHARDS, Data, Places, Reading, Wanted, opened
+from microtome.sae.opening import Data, Places, Reading, Wanted, opened
 from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
 from microtome.sae.results import TrainingSummary
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from microtome.sae.activations import Activations
     from microtome.sae.harvesting.documents import Text
     from microtome.tracing.sites import Site
+
+ENCODER_START = 0.1
+"""Norm of an encoder's rows at the start where latents compete to be counted.
+
+Which are counted does not depend on it, but how fast they turn does: Adam's steps have a size of
+their own. And the sum of many latents that are not yet apart does not overshoot."""
 
 SUMMARY = "training.json"
 """File of the summary in a run's folder."""
@@ -112,8 +118,8 @@ def train(
         (176, 32, ('blocks.0.mlp.out',))
     """
     place = None if folder is None else Path(folder)
-    kept = Path(shards) if shards is not None else place and place / SHARDS
-    wanted, reading = Wanted(site, sources, targets), Reading(text, tokens, context, kept)
+    wanted = Wanted(site, sources, targets)
+    reading = Reading(text, tokens, context, None if shards is None else Path(shards), place)
     with opened(data, wanted, reading, progress=progress) as given:
         run = _Run(given.activations, config or Config(), given.sources, given.targets, place)
         run.restore()
@@ -390,6 +396,9 @@ def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
         coder.weights["b_dec"].copy_(mean)
         if make.activation == "jumprelu":
             coder.weights["threshold"].fill_(config.threshold)
+        if make.activation in COUNTED and make.encoder != "tied":
+            for name in coder.weights.keys() & {"W_enc", "W_left", "W_right"}:
+                coder.weights[name].mul_(ENCODER_START)
     return coder
 
 

@@ -193,9 +193,7 @@ def versus(
     circuits = [
         smallest_faithful(
             model, e.split("validation"),
-            complete(
-                s.ranking(), universe_of(model, level, examples=train, universe=s.ranking())
-            ), level=level,
+            complete(s.ranking(), universe_of(model, level, examples=train)), level=level,
             faithfulness=faithfulness, ablation=ablation, metric=name, reference=train,
             method=str(getattr(s, "method", "a ranking")), seed=seed,
         )

@@ -107,7 +107,7 @@ def runner(
         )
     if level == "latent-edge":
         return LatentEdgeAblator(
-            model, examples, universe=universe, ablation=ablation, reference=reference
+            model, examples, universe=_given(universe), ablation=ablation, reference=reference
         )
     return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
 
@@ -171,7 +171,7 @@ def universe_of(
         ConfigError: If edges are to be told apart and no examples are given.
     """
     if level == "latent-edge":
-        return LatentNodes.named(model, universe).edges
+        return LatentNodes.named(model, _given(universe)).edges
     if level == "node":
         return component_names(model)
     if level == "neuron":
@@ -180,6 +180,15 @@ def universe_of(
         return LatentParts(model).names
     graph = graph_at(model, level, examples=examples)
     return () if graph is None else graph.edges
+
+
+def _given(universe: Sequence[str]) -> Sequence[str]:
+    if not universe:
+        raise ConfigError(
+            "Which edges between latents there are depends on the latents that are kept apart; "
+            "give all edges (the scores' names) by universe=..."
+        )
+    return universe
 
 
 def graph_at(

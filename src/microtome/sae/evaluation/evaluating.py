@@ -121,6 +121,11 @@ def _check(
             f"context={context}, batch_size={batch_size}, tokens={tokens}; expected at least 2, "
             "1 and 2"
         )
+    if isinstance(baselines, str | bool):
+        raise ConfigError(
+            f"baselines is {baselines!r}; expected a tuple of names out of {BASELINES}, empty for "
+            "none"
+        )
     for name in baselines:
         if name not in BASELINES:
             raise UnknownNameError(f"no baseline {name!r}{nearest(name, BASELINES)}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microtome.errors import DataError
+from microtome.sae.evaluation.rows import read_rows
 from microtome.tracing.prompts import require_tokenizer
 
 if TYPE_CHECKING:
@@ -87,27 +87,7 @@ def read_facts(path: str | Path) -> list[Fact]:
     Raises:
         DataError: The file cannot be read, or a line is no fact.
     """
-    names = [field.name for field in fields(Fact)]
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}; give a JSONL file of facts") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            values = [row[name] for name in names]
-        except (ValueError, KeyError, TypeError):
-            values = []
-        if not values or not all(isinstance(value, str) for value in values):
-            raise DataError(
-                f"{path}, line {number}: expected a JSON object with the texts "
-                f"{', '.join(names)}; got {line[:60]!r}"
-            )
-        found.append(Fact(*values))
-    return found
+    return [Fact(*row) for row in read_rows(path, [field.name for field in fields(Fact)])]
 
 
 def locate(model: Model, facts: Sequence[Fact]) -> list[Located]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from microtome.errors import EmptyDataError, ModelSupportError, ShapeError
+from microtome.errors import EmptyDataError, ShapeError
+from microtome.sae.evaluation.restarting import Restarting, require_logits
 from microtome.sae.evaluation.results import Evaluated, Recovery
 from microtome.sae.latents import SparseLatents
 from microtome.sae.model_passes import brief_pass, special_ids, values_at
@@ -82,11 +83,16 @@ class Splicing:
         model: The model.
         sources: Sites the coders read.
         targets: Sites they write.
+
+    Attributes:
+        losses: Sums that do not depend on the coder.
+        passes: What runs the model.
     """
 
     def __init__(self, model: Model, sources: Sequence[Site], targets: Sequence[Site]) -> None:
         self.model, self.sources, self.targets = model, tuple(sources), tuple(targets)
         self.losses = Losses()
+        self.passes = Restarting(model, self.targets)
         self._tallies: dict[str, _Tally] = {}
         self._special = torch.tensor(sorted(special_ids(model)), dtype=torch.int64)
 
@@ -134,12 +140,12 @@ class Splicing:
             mean: Mean of the targets ``[d_out]``.
             first: Latents of the first coder at the tokens that are not special ``[row, latent]``.
         """
-        trace = self.model.trace(ids, capture=self._sites)
+        trace = self.passes.run(ids, self._sites)
         kept = self._kept(trace)
         some = next(iter(coders.values()))
         y = values_at(trace, self.targets, some).float()
         kept = kept.to(y.device)
-        clean = _log_probabilities(trace)
+        clean = _log_probabilities(require_logits(trace.logits))
         read = self._read(trace).to(clean.device)
         self.losses.n += int(read.sum())
         self.losses.clean += _cross_entropy(clean, trace.tokens, read)
@@ -200,27 +206,13 @@ class Splicing:
         self, base: Trace, clean: Tensor, read: Tensor, value: Tensor
     ) -> tuple[float, float]:
         """Return summed cross-entropy and divergence of a run with the targets' value replaced."""
-        writes, start = [], 0
-        for site in self.targets:
-            old = base[site]
-            width = old[0, 0].numel()
-            part = value[..., start : start + width]
-            writes.append(site.set(part.reshape(old.shape).to(old)))
-            start += width
-        # The base's own tokens, padded as they were: the same batch, position by position.
-        ids = [row[m].tolist() for row, m in zip(base.tokens, base.mask.bool(), strict=True)]
-        trace = self.model.trace(ids, interventions=writes)
-        changed = _log_probabilities(trace)
+        changed = _log_probabilities(self.passes.replaced(base, value))
         apart = (clean.exp() * (clean - changed)).sum(-1)[:, :-1]
-        return _cross_entropy(changed, trace.tokens, read), float(apart[read].double().sum())
+        return _cross_entropy(changed, base.tokens, read), float(apart[read].double().sum())
 
 
-def _log_probabilities(trace: Trace) -> Tensor:
-    if trace.logits is None:
-        raise ModelSupportError(
-            "the model returned no logits, so what it loses by a reconstruction cannot be measured"
-        )
-    return torch.log_softmax(trace.logits.float(), dim=-1)
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.float(), dim=-1)
 
 
 def _cross_entropy(predicted: Tensor, tokens: Tensor, read: Tensor) -> float:

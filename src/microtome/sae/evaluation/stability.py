@@ -118,7 +118,11 @@ def stability(
             "one site"
         )
     kept = [_alive(coder, name, sample) for coder, name in zip(coders, called, strict=True)]
-    rows = [coder.weights["W_dec"].detach()[k] for coder, k in zip(coders, kept, strict=True)]
+    device = coders[0].weights["W_dec"].device
+    rows = [
+        coder.weights["W_dec"].detach()[k].to(device).float()
+        for coder, k in zip(coders, kept, strict=True)
+    ]
     matches = {(i, j): best_matches(rows[i], rows[j]) for i, j in _pairs(rows)}
     n = len(rows)
     shape = (n, n)

@@ -53,7 +53,9 @@ class Question:
 class Answerer(Protocol):
     """Whoever answers questions."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Who it is."""
 
     def texts(self, questions: Sequence[Question], progress: Progress) -> list[str]:
         """Return the answers in words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from microtome.sae.reading.index import LatentIndex
 from microtome.sae.reading.templates import templates
+
+_RUN = re.compile(" {5,}")
 
 LONGEST = 4
 """Tokens of the longest n-gram."""
@@ -155,7 +158,8 @@ def _row_of(keys: NDArray[np.int64], key: NDArray[np.int64]) -> int:
 
 
 def _quoted(text: str) -> str:
-    shown = text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("`", "'")
+    counted = _RUN.sub(lambda run: f"·×{len(run.group())}", text)
+    shown = counted.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("`", "'")
     return f"`{shown}`"
 
 

@@ -18,6 +18,7 @@ from microtome.sae.reading.relations import (
 from microtome.views import numbers
 from microtome.views.browser import Browser, Column, Excerpt, Item, Ranking
 from microtome.views.histogram import Histogram
+from microtome.views.numbers import count
 from microtome.views.page import Block, Details, Page, Section
 from microtome.views.table import Cell, Table
 
@@ -49,7 +50,6 @@ BLOCK, BARS = 256, 24
 COLUMNS = (
     Column("active", "Share of the tokens at which it is active.", "percent"),
     Column("simulation", "Correlation of its rules with its activation, on held-out text."),
-    Column("detection", "Area under the ROC curve of telling contexts apart by its rules."),
 )
 
 
@@ -58,7 +58,7 @@ def overview(board: Dashboard, latents: Sequence[int], examples: int) -> Page:
     index = board.index
     for number in latents:
         index.positions(number)
-    listed = [n for n in latents if index.counts[n]]
+    listed = sorted((n for n in latents if index.counts[n]), key=lambda n: -_score(board, n))
     if not listed:
         raise EmptyDataError("none of these latents is active in the index; index more text")
     browser = Browser(
@@ -109,20 +109,24 @@ def _card(board: Dashboard, latent: int, examples: int, rankings: list[Ranking])
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     counts, _ = np.histogram(values, bins=BARS, range=(low, high))
     facts = [
-        ("active at", f"{len(values):,} tokens".replace(",", numbers.THIN)),
+        ("active at", f"{count(len(values))} tokens"),
         ("at most", numbers.number(float(np.abs(values).max()))),
     ]
-    scores: list[float | None] = [None, None]
+    score = None
     if found is not None:
-        scores = [found.scores.simulation, found.scores.detection]
+        score = found.scores.simulation
         for name in ("simulation", "detection", "fuzzing"):
             own, others = (_two(getattr(s, name)) for s in (found.scores, found.random))
             facts.append((name, f"{own} (others {others})"))
         facts.append(("intruder", f"{_two(found.intruder)} (chance 0.20)"))
+    if latent in board.described:
+        said = board.described[latent]
+        own, others = (_two(s.fuzzing) for s in (said.scores, said.random))
+        facts.append((f"{said.explainer} says", f"{said.text}: fuzzing {own} (others {others})"))
     return Item(
         latent,
         board.words(latent),
-        (float(index.density[latent]), *scores),
+        (float(index.density[latent]), score),
         facts,
         excerpts,
         counts.tolist(),
@@ -165,22 +169,28 @@ def _others(title: str, measure: str, found: Relation) -> Ranking:
     return Ranking(title, measure, rows)
 
 
+def _score(board: Dashboard, latent: int) -> float:
+    """Return by what latents are ordered at first: how well their rules predict them."""
+    found = board.explained.get(latent)
+    return found.scores.simulation if found is not None else -1.0
+
+
 def _title(board: Dashboard) -> str:
     index, explained = board.index, board.explained
     alive = int((index.counts > 0).sum())
     sites = ", ".join(board.coder.origin.sources)
     if len(explained) < alive:
-        return f"{alive:,} of {index.d_sae:,} latents at {sites} are active"
+        return f"{count(alive)} of {count(index.d_sae)} latents at {sites} are active"
     good = sum(e.scores.simulation >= GOOD for e in explained.values())
-    return f"{good:,} of {alive:,} active latents at {sites} follow a simple rule"
+    return f"{count(good)} of {count(alive)} active latents at {sites} follow a simple rule"
 
 
 def _dek(board: Dashboard) -> str:
     index = board.index
     never = int((index.counts == 0).sum())
     documents = len(np.unique(index.documents))
-    text = f"Indexed on {index.n_tokens:,} tokens of {documents:,} documents"
-    text += f"; {never:,} latents are active nowhere in it. " if never else ". "
+    text = f"Indexed on {count(index.n_tokens)} tokens of {count(documents)} documents"
+    text += f"; {count(never)} latents are active nowhere in it. " if never else ". "
     if board.explained:
         others = [e.random.simulation for e in board.explained.values()]
         text += (
@@ -197,7 +207,7 @@ def _quality(board: Dashboard) -> list[Block]:
     blocks: list[Block] = []
     if made is not None:
         blocks.append(
-            f"On all {made.n_rows:,} tokens of the index: FVU {numbers.number(made.fvu)}, L0 "
+            f"On all {count(made.n_rows)} tokens of the index: FVU {numbers.number(made.fvu)}, L0 "
             f"{numbers.number(made.l0)}, reconstruction bias {numbers.number(made.bias)}."
         )
     if board.evaluation is None:
@@ -214,7 +224,7 @@ def _quality(board: Dashboard) -> list[Block]:
     rows: list[list[Cell]] = [
         [str(name), *(float(row[key]) for key in columns)] for name, row in table.iterrows()
     ]
-    caption = f"Spliced into the model, on {int(table['rows'].iloc[0]):,} of these tokens."
+    caption = f"Spliced into the model, on {count(int(table['rows'].iloc[0]))} of these tokens."
     return [
         *blocks,
         Table(("coder", *columns.values()), rows, caption),
@@ -245,4 +255,6 @@ def _density(board: Dashboard) -> list[Block]:
 
 
 def _two(value: float) -> str:
-    return numbers.ABSENT if np.isnan(value) else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    if np.isnan(value):
+        return numbers.ABSENT
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")

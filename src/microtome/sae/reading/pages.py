@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +23,14 @@ from microtome.sae.reading.scoring import Explained
 from microtome.views import numbers
 from microtome.views.histogram import Histogram, binned
 from microtome.views.page import Block, Details, Heading, Page, Section
+from microtome.views.prose import inline
 from microtome.views.table import Cell, Table
 from microtome.views.tokens import TokenRow, TokenStrip, TokenStrips
 
 if TYPE_CHECKING:
     from microtome.sae.coder import SAE
     from microtome.sae.evaluation.results import SAEEvaluation
+    from microtome.sae.reading.wording import InWords
     from microtome.tracing.model import Model
 
 SCORES = (
@@ -51,7 +53,7 @@ class Dashboard:
         index: Its index of active latents.
         explained: Explanations with their scores, by latent.
         evaluation: Its evaluation, None if it was not evaluated.
-        neurons: An index of the neurons on the same text, for correlations; None for none.
+        described: Descriptions in words with their scores, by latent.
     """
 
     model: Model
@@ -59,7 +61,7 @@ class Dashboard:
     index: LatentIndex
     explained: Mapping[int, Explained]
     evaluation: SAEEvaluation | None = None
-    neurons: LatentIndex | None = None
+    described: Mapping[int, InWords] = field(default_factory=dict)
 
     def latent(self, number: int) -> Page:
         """Return the page of one latent.
@@ -84,8 +86,10 @@ class Dashboard:
         share = len(positions) / max(1, index.n_tokens)
         return Page(
             title=title,
-            kicker=f"One latent of {index.d_sae:,} at {', '.join(self.coder.origin.sources)}",
-            dek=f"Active at {len(positions):,} of {index.n_tokens:,} tokens ({share:.2%}), at most "
+            kicker=f"One latent of {numbers.count(index.d_sae)} at "
+            f"{', '.join(self.coder.origin.sources)}",
+            dek=f"Active at {numbers.count(len(positions))} of {numbers.count(index.n_tokens)} "
+            f"tokens ({numbers.percent(share)}), at most "
             f"{numbers.number(float(np.abs(values).max()))}. Its activity was measured; "
             "its meaning is a guess that is scored below.",
             sections=sections,
@@ -96,7 +100,7 @@ class Dashboard:
         """Return the page of the coder, with some of its latents to search, sort and look at.
 
         Args:
-            latents: Which latents to list, in order.
+            latents: Which latents to list; those whose rules fit best come first.
             examples: Strongest examples shown of each.
 
         Raises:
@@ -112,7 +116,7 @@ class Dashboard:
         if found is None:
             return ["This latent was not explained."]
         rules: list[list[Cell]] = [
-            [place, rule.words.replace(": ", " "), rule.activation]
+            [place, inline(rule.words.replace(": ", " ")), rule.activation]
             for place, rule in enumerate(found.explanation.rules, start=1)
         ]
         rows: list[list[Cell]] = [
@@ -130,13 +134,34 @@ class Dashboard:
             Table(("", "simulation", "detection", "balanced accuracy", "fuzzing"), rows),
             Details("What the scores mean", (SCORES,)),
             _intruder(found.intruder),
+            *self._in_words(number),
+        ]
+
+    def _in_words(self, number: int) -> list[Block]:
+        """Return what a language model says of the latent, and what that is worth."""
+        found = self.described.get(number)
+        if found is None:
+            return []
+        rows: list[list[Cell]] = [
+            [name, s.detection, s.detection_accuracy, s.fuzzing, s.fuzzing_accuracy]
+            for name, s in (
+                ("this description", found.scores),
+                ("description of another latent", found.random),
+                ("description of shuffled activations", found.shuffled),
+            )
+        ]
+        heads = ("", "detection", "balanced accuracy", "fuzzing", "balanced accuracy ")
+        return [
+            Heading(f"What {found.explainer} says"),
+            f"Active on {found.text or 'nothing that it could name'}",
+            Table(heads, rows, "Areas under the ROC curve of its own yes and no; 0.5 is chance."),
         ]
 
     def _strength(self, number: int) -> list[Block]:
         _, values = self.index.positions(number)
         edges, counts = binned(values.tolist())
         blocks: list[Block] = [Histogram(edges, counts, "activation, where active", "tokens")]
-        shown = quantile_examples(self.index, number)
+        shown = quantile_examples(self.index, number, per_bin=3)
         for bin_number, words in enumerate(BANDS):
             there = [e for e in shown if e.quantile == bin_number]
             if there:
@@ -181,17 +206,24 @@ class Dashboard:
         blocks: list[Block] = []
         for title, measure, relation in related:
             rows: list[list[Cell]] = [
-                [int(n), float(v), self.words(int(n))]
+                [str(n), float(v), inline(self.words(int(n)))]
                 for n, v in zip(relation.numbers, relation.values, strict=True)
             ]
             if rows:
                 blocks += [Heading(title), Table(("latent", measure, "active when"), rows)]
-        if self.neurons is not None:
-            relation = correlated(self.index, number, self.neurons)
+        neurons = self.index.neurons
+        if neurons is not None:
             pairs: list[list[Cell]] = [
-                [int(n), float(v)] for n, v in zip(relation.numbers, relation.values, strict=True)
+                [str(n), float(r), float(c)]
+                for n, r, c in zip(
+                    neurons.numbers[number].tolist(),
+                    neurons.pearson[number],
+                    neurons.cosine[number],
+                    strict=True,
+                )
             ]
-            blocks += [Heading("Neurons like it"), Table(("neuron", "Pearson"), pairs)]
+            columns = (f"neuron of {neurons.site}", "Pearson", "cosine")
+            blocks += [Heading("Neurons that go with it"), Table(columns, pairs)]
         return blocks or ["No other latent is active where this one is."]
 
     def words(self, number: int) -> str:
@@ -206,7 +238,7 @@ class Dashboard:
             ("model", str(details.get("model") or "")),
             ("fingerprint", str(details.get("fingerprint", ""))[:16]),
             ("coder", str(details.get("coder", ""))[:16]),
-            ("tokens", f"{self.index.n_tokens:,}"),
+            ("tokens", numbers.count(self.index.n_tokens)),
         ]
 
 

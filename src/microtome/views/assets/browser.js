@@ -12,7 +12,11 @@
     text.split("`").forEach((part, at) => { if (part) element.append(at % 2 ? make("code", "", part) : part); });
     return element;
   };
-  const three = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))).replace("-", "−"));
+  const three = (value) => {
+    const size = Math.abs(value);
+    const plain = size >= 1e-3 && size < 1000 ? value.toPrecision(3) : String(Number(value.toPrecision(3)));
+    return plain.replace("-", "−");
+  };
   const written = (value, kind) => {
     if (value === null) return "–";
     return (kind === "percent" ? `${(100 * value).toFixed(2)} %` : value.toFixed(2)).replace("-", "−");
@@ -55,7 +59,7 @@
     const wide = (at) => (at >= 2 ? " wide" : "");
     const fit = () => {
       const narrow = matchMedia("(max-width: 640px)").matches;
-      const numbers = columns.filter((_, at) => !(narrow && wide(at))).map(({ 0: text }) => `${Math.max(60, 8 * text.length + 14)}px`);
+      const numbers = columns.filter((_, at) => !(narrow && wide(at))).map(({ 0: text }) => `${Math.max(60, 8 * text.length + 4)}px`);
       list.style.setProperty("--mt-columns", ["60px", ...numbers, "minmax(0,1fr)"].join(" "));
     };
 
@@ -175,7 +179,7 @@
           link.title = other.text.replaceAll("`", "");
           link.addEventListener("click", () => choose(other));
           row.append(link);
-        } else row.append(prose(make("span"), String(what)));
+        } else row.append(prose(make("span"), typeof what === "number" ? `${name} ${what}` : what));
         row.append(make("span", "num", three(number)));
         box.append(row);
       }
@@ -194,7 +198,7 @@
         bars.append(mark);
       });
       const ends = make("div", "mt-browser-ends");
-      ends.append(make("span", "", three(item.span[0])), make("span", "", data.unit), make("span", "", three(item.span[1])));
+      ends.append(make("span", "", item.span[0] ? three(item.span[0]) : "0"), make("span", "", data.unit), make("span", "", three(item.span[1])));
       return [bars, ends];
     };
     const fill = () => {
@@ -235,7 +239,7 @@
       if (event.key === "Enter" || event.key === "ArrowDown") { event.preventDefault(); rows.focus(); }
     });
     document.addEventListener("keydown", (event) => {
-      if (event.target.matches("input,textarea,select") || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.target.matches?.("input,textarea,select") || event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "/") { event.preventDefault(); search.focus(); search.select(); }
       if ((event.key === "j" || event.key === "k") && !rows.contains(event.target)) step(keys[event.key]);
     });

@@ -15,12 +15,13 @@ from microtome.cli.options import (
     ModelName,
     Seed,
     Threads,
+    open_model,
     print_json,
     print_table,
     say,
     use_threads,
 )
-from microtome.cli.sae_opening import CoderPlace, Context, Site, Texts, Tokens, open_coder
+from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens, open_coder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,16 +82,22 @@ def evaluate(
         check_folder(twin)
     texts = read_texts(text)
     wanted = list(BASELINES) if baseline is None else baseline
-    opened, loaded = open_coder(model, coder, site, device=device, dtype=dtype, threads=threads)
-    with Bars() as bars:
-        other = None
-        if twin is not None or "twin" in wanted:
-            own = read_texts(twin_text) if twin_text else texts
-            other = _twin(opened, loaded, own, twin, twin_tokens, twin_steps, seed, bars)
-        found = evaluated(
-            opened, loaded, texts, tokens=tokens, context=context, twin=other,
-            baselines=[name for name in wanted if name != "twin"], seed=seed, progress=bars,
-        )  # fmt: skip
+    opened = open_model(model, device, dtype, threads)
+    loaded = open_coder(coder, site, opened)
+    try:
+        with Bars() as bars:
+            other = None
+            if twin is not None or "twin" in wanted:
+                own = read_texts(twin_text) if twin_text else texts
+                other = _twin(opened, loaded, own, twin, twin_tokens, twin_steps, seed, bars)
+            found = evaluated(
+                opened, loaded, texts, tokens=tokens, context=context, twin=other,
+                baselines=[name for name in wanted if name != "twin"], seed=seed, progress=bars,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        if twin is not None:
+            say(f"The state of the twin's training is in {twin}; the same command goes on with it.")
+        raise
     if out is not None:
         found.save(out)
     if as_json:
