@@ -176,7 +176,20 @@ def test_neurons_that_are_too_many_or_nowhere_are_refused(model: Model, coder: S
         NeuronTally("a", 2**20, 2**10)
     with pytest.raises(SiteError):
         index(model, coder, TEXTS, neurons="blocks.9.mlp.act")
+    with pytest.raises(ShapeError, match="a number for each token"):
+        index(model, coder, TEXTS, neurons="blocks.1.attn.pattern")
     assert neuron_site(model, ("embed.token",)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_coder_of_another_precision_is_indexed_in_its_own(
+    model: Model, coder: SAE, found: LatentIndex, dtype: torch.dtype
+) -> None:
+    other = SAE(coder.architecture, seed=2, origin=coder.origin).to(dtype)
+    read = index(model, other, TEXTS, context=16, batch_size=4)
+    assert read.reconstruction is not None and found.reconstruction is not None
+    assert read.reconstruction.fvu == pytest.approx(found.reconstruction.fvu, rel=0.05)
+    assert read.by_token.values.dtype == np.float32
 
 
 def test_neighbors_and_logit_effects(model: Model, coder: SAE) -> None:
