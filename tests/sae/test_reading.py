@@ -141,7 +141,7 @@ def test_correlations_are_pearsons(found: LatentIndex) -> None:
 def test_the_pass_of_the_index_measures_the_coder_and_its_neurons(
     model: Model, coder: SAE, tmp_path: Path
 ) -> None:
-    site = neuron_site(model, coder.origin.sources)
+    site = neuron_site(model, coder)
     assert site == "blocks.1.mlp.act"
     read = index(model, coder, TEXTS, context=16, batch_size=4, neurons=site)
     parts = [text[i : i + 16] for text in TEXTS for i in range(0, len(text), 16)]
@@ -171,14 +171,21 @@ def test_the_pass_of_the_index_measures_the_coder_and_its_neurons(
     assert not again.neurons.pearson[unused].any()
 
 
-def test_neurons_that_are_too_many_or_nowhere_are_refused(model: Model, coder: SAE) -> None:
+def test_neurons_that_are_too_many_or_nowhere_are_refused(
+    model: Model, coder: SAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microtome.sae.reading.neurons.MOST_ENTRIES", 100)
+    assert neuron_site(model, coder) is None
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="too many pairs"):
         NeuronTally("a", 2**20, 2**10)
     with pytest.raises(SiteError):
         index(model, coder, TEXTS, neurons="blocks.9.mlp.act")
     with pytest.raises(ShapeError, match="a number for each token"):
         index(model, coder, TEXTS, neurons="blocks.1.attn.pattern")
-    assert neuron_site(model, ("embed.token",)) is None
+    nowhere = SAE(coder.architecture, origin=Origin(("embed.token",), ("embed.token",)))
+    assert neuron_site(model, nowhere) is None
+    assert neuron_site(model, SAE(coder.architecture)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
