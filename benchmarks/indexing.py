@@ -11,7 +11,8 @@ from specimens.python_code.corpus import standard_library
 import microtome as mt
 from microtome.sae import SAE, Architecture, Origin, index
 from microtome.sae.reading.examples import top_examples
-from microtome.sae.reading.explanations import Families, explain
+from microtome.sae.reading.explanations import explain
+from microtome.sae.reading.families import Families
 
 SITE, LATENTS, K, TOKENS = "blocks.2.resid_post", 16_384, 32, 1_000_000
 

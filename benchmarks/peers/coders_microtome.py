@@ -80,8 +80,8 @@ def main() -> None:
     run = train(SameBatches(values), config(task), progress=Ticks(clock))  # type: ignore[arg-type]
     with torch.no_grad():
         report(
-            task, clock, values, truths, run.sae.weights["W_dec"],
-            lambda rows: reconstruct(run.sae, rows), dead_share=run.summary.dead_share,
+            task, clock, values, truths, run.weights["W_dec"],
+            lambda rows: reconstruct(run, rows), dead_share=run.summary.dead_share,
         )  # fmt: skip
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from microtome.errors import ConfigError, EmptyDataError
 from microtome.sae import LatentIndex
-from microtome.sae.reading.explanations import Families, explain
+from microtome.sae.reading.explanations import explain
+from microtome.sae.reading.families import Families
 from microtome.sae.reading.index import Sparse
-from microtome.sae.reading.scoring import explain_all, intruder, to_frame
+from microtome.sae.reading.scoring import explain_all, to_frame
+from microtome.sae.reading.templates import templates
+from microtome.sae.reading.trials import intruder
 
 WORDS = ["the", " cat", " dog", "\n", "'", " sat", "(", ")", "X", " 7"]
 
@@ -95,7 +100,71 @@ def test_several_tokens_become_several_rules_with_their_own_activations(index: L
         "the token is: `·dog`": 1.0,
         "the token is: `·sat`": 2.0,
     }
-    np.testing.assert_allclose(families.predict(found), index.matrix().toarray()[:, 4])
+    np.testing.assert_allclose(found.predict(families), index.matrix().toarray()[:, 4])
+
+
+def slow_explanation(families: Families, latent: int, most: int = 8) -> list[tuple[str, tuple]]:
+    """The greedy decision list, every rule counted anew at each step."""
+    index = families.index
+    values = index.matrix().toarray()[:, latent].astype(np.float64)
+    left, total, chosen = families.learned.copy(), np.square(values[families.learned]).sum(), []
+    while len(chosen) < most:
+        best = (0.0, 0.0, -1, np.zeros(0))
+        for row in families.numbers:
+            for number in np.unique(row[left & (values != 0) & (row >= 0)]):
+                holds = left & (row == number)
+                if holds.sum() < 3:
+                    continue
+                gain = values[holds].sum() ** 2 / holds.sum()
+                height = gain * (values[holds] != 0).mean()
+                if height > best[0] * (1 + 1e-9):
+                    best = (height, gain, int(number), holds)
+        if best[2] < 0 or best[1] < 0.01 * total:
+            break
+        rule = families.rule(best[2], float(values[best[3]].mean()))
+        chosen.append((rule.family, rule.key))
+        left &= ~best[3]
+    return chosen
+
+
+def test_counting_once_finds_what_counting_anew_finds(index: LatentIndex) -> None:
+    stream = np.random.default_rng(0)
+    half = np.repeat(stream.random(len(index.contexts) - 1) < 0.5, np.diff(index.contexts))
+    for families in (Families.of(index), Families.of(index).among(half)):
+        for latent in range(len(KNOWN)):
+            found = explain(families, latent)
+            assert [(r.family, r.key) for r in found.rules] == slow_explanation(families, latent)
+            if latent < 4:
+                assert found.explained == pytest.approx(1)
+
+
+def test_places_of_a_rule_are_those_of_its_own_text_and_empty_for_another(
+    index: LatentIndex,
+) -> None:
+    families = Families.of(index)
+    rule = explain(families, 2).rules[0]
+    expected = np.flatnonzero(index.matrix().toarray()[:, 2])
+    np.testing.assert_array_equal(families.places(rule), expected)
+    for other in (replace(rule, key=(99, 98)), replace(rule, key=(1,)), replace(rule, family="x")):
+        assert not len(families.places(other))
+
+
+def test_templates_of_position_repetition_and_comments() -> None:
+    words = ["a", "#", "'", "b", "\n"]
+    ids = np.array([0, 1, 2, 3, 4, 2, 0, 3, 3, 0], dtype=np.int32)
+    index = replace(
+        made(KNOWN[:1], contexts=1, length=10),
+        ids=ids,
+        contexts=np.array([0, 9, 10]),
+        vocabulary=dict(enumerate(words)),
+    )
+    held = {name: np.flatnonzero(flags).tolist() for name, flags in templates(index).items()}
+    assert held["a comment is open"] == [2, 3, 4]
+    assert held["a quotation is open"] == [6, 7, 8]
+    assert held["the token stood before in the text"] == [5, 6, 7, 8]
+    assert held["the token before stood before that"] == [6, 7, 8]
+    assert held["the text begins here"] == [0, 9]
+    assert held["the token is one of the first 8"] == [*range(8), 9]
 
 
 def test_good_explanations_score_high_and_the_baselines_do_not(index: LatentIndex) -> None:

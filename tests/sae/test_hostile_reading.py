@@ -21,7 +21,8 @@ from microtome.models.families import build
 from microtome.sae import SAE, Architecture, LatentIndex, Origin, evaluate, index, reconstruct
 from microtome.sae.evaluation.labelled import correlation_removal, pool, probe_perturbation
 from microtome.sae.reading.examples import stretch, top_examples
-from microtome.sae.reading.explanations import Explanation, Rule
+from microtome.sae.reading.explanations import Explanation
+from microtome.sae.reading.families import Rule
 from microtome.sae.reading.pages import Dashboard
 from microtome.sae.reading.relations import co_occurring, correlated, logit_effects, neighbors
 from microtome.sae.reading.scoring import explain_all

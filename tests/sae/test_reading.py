@@ -9,10 +9,18 @@ import pytest
 import torch
 
 import microtome as mt
-from microtome.errors import EmptyDataError, FormatError, SelectorError, ShapeError
+from microtome.errors import (
+    ConfigError,
+    EmptyDataError,
+    FormatError,
+    SelectorError,
+    ShapeError,
+    SiteError,
+)
 from microtome.models.families import build
-from microtome.sae import SAE, Architecture, LatentIndex, Origin, index
+from microtome.sae import SAE, Architecture, LatentIndex, Origin, index, reconstruct
 from microtome.sae.reading.examples import quantile_examples, top_examples
+from microtome.sae.reading.neurons import NeuronTally, neuron_site
 from microtome.sae.reading.relations import co_occurring, correlated, logit_effects, neighbors
 from microtome.tracing.model import Model
 
@@ -128,6 +136,47 @@ def test_correlations_are_pearsons(found: LatentIndex) -> None:
     for number, value in zip(related.numbers, related.values, strict=True):
         assert value == pytest.approx(matrix[latent, number], abs=1e-5)
     assert related.values[0] == pytest.approx(matrix[latent].max(), abs=1e-5)
+
+
+def test_the_pass_of_the_index_measures_the_coder_and_its_neurons(
+    model: Model, coder: SAE, tmp_path: Path
+) -> None:
+    site = neuron_site(model, coder.origin.sources)
+    assert site == "blocks.1.mlp.act"
+    read = index(model, coder, TEXTS, context=16, batch_size=4, neurons=site)
+    parts = [text[i : i + 16] for text in TEXTS for i in range(0, len(text), 16)]
+    traces = [model.trace([part], capture=[SITE, site]) for part in parts]
+    values = torch.cat([t[SITE][0] for t in traces])
+    expected = reconstruct(coder, values)
+    assert read.reconstruction is not None
+    for name in ("n_rows", "fvu", "l0", "l1", "cosine", "norm_ratio", "bias"):
+        ours, theirs = getattr(read.reconstruction, name), getattr(expected, name)
+        assert ours == pytest.approx(theirs, rel=1e-4), name
+    acts = torch.cat([t[site][0] for t in traces]).double().numpy()
+    latents = read.matrix().toarray().astype(np.float64)
+    often = int(read.counts.argmax())
+    truth = [np.corrcoef(latents[:, often], acts[:, i])[0, 1] for i in range(acts.shape[1])]
+    sizes = np.linalg.norm(acts, axis=0) * np.linalg.norm(latents[:, often])
+    cosine = latents[:, often] @ acts / sizes
+    again = LatentIndex.load(read.save(tmp_path / "i"))
+    assert again.reconstruction is not None
+    assert again.reconstruction.fvu == read.reconstruction.fvu
+    assert again.neurons is not None
+    assert again.neurons.site == site
+    first = again.neurons.numbers[often]
+    assert int(first[0]) == int(np.abs(truth).argmax())
+    np.testing.assert_allclose(again.neurons.pearson[often], np.array(truth)[first], atol=1e-4)
+    np.testing.assert_allclose(again.neurons.cosine[often], cosine[first], atol=1e-4)
+    unused = int(np.flatnonzero(read.counts == 0)[0])
+    assert not again.neurons.pearson[unused].any()
+
+
+def test_neurons_that_are_too_many_or_nowhere_are_refused(model: Model, coder: SAE) -> None:
+    with pytest.raises(ConfigError, match="too many pairs"):
+        NeuronTally("a", 2**20, 2**10)
+    with pytest.raises(SiteError):
+        index(model, coder, TEXTS, neurons="blocks.9.mlp.act")
+    assert neuron_site(model, ("embed.token",)) is None
 
 
 def test_neighbors_and_logit_effects(model: Model, coder: SAE) -> None:

@@ -18,7 +18,6 @@ from microtome.sae import (
     ActivationStore,
     Architecture,
     Config,
-    Training,
     evaluate,
     harvest,
     train,
@@ -48,7 +47,7 @@ def config(**settings: object) -> Config:
 
 
 @cache
-def cross_layer() -> Training:
+def cross_layer() -> SAE:
     return train(store(), config(reach="later"), sources=["mlp.in"], targets=["mlp.out"])
 
 
@@ -65,38 +64,38 @@ def found(coder: SAE, wanted: Tensor) -> Tensor:
 
 def test_a_crosscoder_finds_the_features_that_streams_share() -> None:
     run = train(store(), config(), sources=["resid_post"])
-    assert run.sae.origin.sources == run.sae.origin.targets == STREAMS
+    assert run.origin.sources == run.origin.targets == STREAMS
     assert run.summary.fvu < 0.05 and 2.5 < run.summary.l0 < 3.5
-    alike = found(run.sae, truth().features.expand(2, -1, -1)).amax(0)
+    alike = found(run, truth().features.expand(2, -1, -1)).amax(0)
     assert int((alike > 0.9).sum()) >= FEATURES - 1
-    random = found(SAE(run.sae.architecture, seed=5), truth().features.expand(2, -1, -1)).amax(0)
+    random = found(SAE(run.architecture, seed=5), truth().features.expand(2, -1, -1)).amax(0)
     assert float(random.max()) < 0.6
 
 
 def test_a_cross_layer_transcoder_finds_what_both_mlps_compute() -> None:
     run = cross_layer()
-    make = run.sae.architecture
-    assert run.sae.origin.sources == READS and run.sae.origin.targets == WRITES
+    make = run.architecture
+    assert run.origin.sources == READS and run.origin.targets == WRITES
     assert (make.sources, make.targets, make.center) == ((48, 48), (48, 48), False)
     assert run.summary.fvu < 0.01
     # one latent of block 0 writes what both blocks make of a feature, and reads that feature
-    alike = found(run.sae, truth().writes)[make.latent_slices[0]]
+    alike = found(run, truth().writes)[make.latent_slices[0]]
     assert int((alike.amax(0) > 0.9).sum()) >= FEATURES - 1
-    reads = run.sae.weights["W_enc"].detach()[alike.argmax(0)]
+    reads = run.weights["W_enc"].detach()[alike.argmax(0)]
     assert float(cosine_similarity(reads, truth().features).median()) > 0.8
 
 
 def test_own_latents_are_a_transcoder_for_each_block() -> None:
     run = train(store(), config(reach="own", k=6), sources=["mlp.in"], targets=["mlp.out"])
     assert run.summary.fvu < 0.01
-    first, second = run.sae.architecture.latent_slices
-    rows, (a, b) = run.sae.weights["W_dec"].detach(), run.sae.architecture.target_slices
+    first, second = run.architecture.latent_slices
+    rows, (a, b) = run.weights["W_dec"].detach(), run.architecture.target_slices
     assert not rows[first, b].any() and not rows[second, a].any()
     assert rows[first, a].any() and rows[second, b].any()
 
 
 def test_a_coder_of_several_sites_is_measured_in_its_model() -> None:
-    table = evaluate(truth().model, cross_layer().sae, truth().texts(8)).to_frame()
+    table = evaluate(truth().model, cross_layer(), truth().texts(8)).to_frame()
     assert table.loc["sae", "fvu"] < 0.02 < table.loc["random", "fvu"]
     assert table.loc["sae", "kl_spliced"] < table.loc["random", "kl_spliced"] / 100
 

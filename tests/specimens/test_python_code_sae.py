@@ -8,7 +8,8 @@ from specimens.python_code_sae.measure import Quotes
 
 import microtome as mt
 from microtome.sae import SAE, evaluate, index, load
-from microtome.sae.reading.explanations import Families, explain
+from microtome.sae.reading.explanations import explain
+from microtome.sae.reading.families import Families
 from microtome.tracing.model import Model
 
 CODE = """class Store:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from microtome.cli import sae_harvest, sae_reading, sae_training
+from microtome.cli import (
+    sae_converting,
+    sae_evaluation,
+    sae_harvest,
+    sae_labelled,
+    sae_latents,
+    sae_showing,
+    sae_training,
+)
 
 app = typer.Typer(
     name="sae",
@@ -13,10 +21,13 @@ app = typer.Typer(
 )
 app.command("harvest")(sae_harvest.harvest)
 app.command("train")(sae_training.train)
-app.command("eval")(sae_reading.evaluate)
-app.command("latents")(sae_reading.latents)
-app.command("show")(sae_reading.show)
-app.command("convert")(sae_reading.convert)
+app.command("eval")(sae_evaluation.evaluate)
+app.command("stability")(sae_evaluation.stability)
+app.command("probe")(sae_labelled.probe)
+app.command("interchange")(sae_labelled.interchange)
+app.command("latents")(sae_latents.latents)
+app.command("show")(sae_showing.show)
+app.command("convert")(sae_converting.convert)
 
 
 @app.callback()

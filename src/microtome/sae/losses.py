@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from microtome.sae.architecture import Architecture
 from microtome.sae.config import Config
@@ -61,15 +62,15 @@ def loss(
         sparsity: Weight of the penalty now.
         dead: Numbers of the dead latents, None to leave AuxK out.
     """
-    differences = targets - passed.outputs
-    size = targets.numel()
-    parts = {"error": differences.square().sum() / size}  # over all prefixes (Matryoshka)
+    size, outputs = targets.numel(), passed.outputs
+    off = functional.mse_loss(outputs, targets.expand_as(outputs), reduction="sum")
+    parts = {"error": off / size}  # over all prefixes (Matryoshka)
     if config.penalized:
         weight = sparsity if config.penalized == "target" else sparsity / make.d_out
         parts["penalty"] = weight * penalty(config, weights, passed, len(inputs))
     if passed.gate is not None:
         parts["gate"] = _gate_error(weights, passed, inputs, targets, make) / size
-    errors = differences[-1].detach()
+    errors = targets - outputs[-1].detach()
     if dead is not None and len(dead) and config.aux:
         aux = aux_loss(make, weights, inputs, errors, dead, config.aux_k or max(1, make.d_out // 2))
         parts["aux"] = config.aux * aux

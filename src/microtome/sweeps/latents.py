@@ -15,7 +15,8 @@ import torch
 from microtome.behaviors.evaluate import batches
 from microtome.errors import SweepError
 from microtome.sweeps.cells import WHOLE
-from microtome.tracing.sites import Site, resolve_index
+from microtome.tracing.indices import resolve_index
+from microtome.tracing.sites import Site
 from microtome.tracing.vocabulary import codec_of, is_error
 
 if TYPE_CHECKING:

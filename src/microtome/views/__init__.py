@@ -20,6 +20,9 @@ The signatures::
           y_range)
     Histogram(edges, counts, x_label, what, baseline, baseline_label, category)
     Sample(name, values, category); Distribution(samples, baseline, x_label, baseline_label)
+    Column(name, meaning, kind); Excerpt(tokens, values, note); Ranking(title, measure, rows)
+    Item(number, words, cells, facts, excerpts, counts, span, rankings)
+    Browser(items, columns, name, says, unit, heading)
     RuleNode(n, label, purity, condition, yes, no); RuleTree(root, classes)
     VerdictCard(grade, state, sentences, numbers, held_fixed, overturned_by)
     Control(name, must_show, value, baseline, passed, note); ControlsTable(controls)
@@ -37,6 +40,7 @@ from __future__ import annotations
 from microtome.core.lazy import lazy_names
 
 _HOMES = {
+    "browser": ("Browser", "Column", "Excerpt", "Item", "Ranking"),
     "circuit": ("CircuitDiagram", "Edge", "Node"),
     "circuit_slider": ("CircuitSlider", "Stage"),
     "controls": ("Control", "ControlsTable"),

@@ -53,8 +53,12 @@ def escape(text: object) -> Markup:
     """
     if isinstance(text, Markup):
         return text
-    plain = _UNSAFE.sub(lambda match: visible_control(match.group()), str(text))
-    return Markup(_SPECIAL_PATTERN.sub(lambda match: _SPECIAL[match.group()], plain))
+    return Markup(_SPECIAL_PATTERN.sub(lambda match: _SPECIAL[match.group()], harmless(str(text))))
+
+
+def harmless(text: str) -> str:
+    """Return text with control and reordering characters made visible, otherwise as it is."""
+    return _UNSAFE.sub(lambda match: visible_control(match.group()), text)
 
 
 def coordinate(value: float) -> str:

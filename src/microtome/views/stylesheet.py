@@ -60,7 +60,7 @@ def drawing_style() -> Markup:
 @cache
 def view_css() -> str:
     """Return the style sheet of single views, scoped to ``.mt``, as a notebook needs it."""
-    return theme_css() + asset("drawing.css") + asset("views.css")
+    return theme_css() + asset("drawing.css") + asset("views.css") + asset("browser.css")
 
 
 @cache
@@ -71,7 +71,7 @@ def page_css() -> str:
 
 def script() -> str:
     """Return the page's script."""
-    return asset("page.js")
+    return asset("page.js") + asset("browser.js")
 
 
 def script_hash() -> str:

@@ -96,6 +96,8 @@ def cell_text(cell: Cell) -> str:
     """Return how one cell is written."""
     if cell is None:
         return numbers.ABSENT
+    if isinstance(cell, Markup):
+        return cell
     if isinstance(cell, numbers.Estimate):
         return cell.text
     if isinstance(cell, bool | np.bool_):

@@ -33,7 +33,7 @@ class TokenRow:
     """The tokens of one prompt and, if known, one signed value for each.
 
     Attributes:
-        label: Name of the row, such as "clean".
+        label: Name of the row, such as "clean"; "" for none.
         tokens: The tokens as text, blanks included.
         values: One value per token (NaN: not computed), or None for a row without color.
     """
@@ -117,7 +117,10 @@ class TokenStrip(View):
 
     def picture(self) -> Markup:
         """Return the strip with its title, note and color bar."""
-        labels = join(tag("span", row.label) for row in self.rows)
+        labels = None
+        if any(row.label for row in self.rows):
+            spans = join(tag("span", row.label) for row in self.rows)
+            labels = tag("div", spans, class_="mt-strip-labels", aria_hidden="true")
         colored = any(row.values is not None for row in self.rows)
         name = f"{self.scale} ({self.unit})" if self.unit else self.scale
         return tag(
@@ -127,7 +130,7 @@ class TokenStrip(View):
             else None,
             tag(
                 "div",
-                tag("div", labels, class_="mt-strip-labels", aria_hidden="true"),
+                labels,
                 tag("div", join(self._lines()), class_=self._layout_class(), data_rove=True),
                 class_="mt-strip-body",
                 role="group",
@@ -215,7 +218,7 @@ class TokenStrip(View):
         if value is not None:
             unit = f"{numbers.THIN}{self.unit}" if self.unit else ""
             shown = "not computed" if math.isnan(value) else numbers.signed(value) + unit
-        head = f"{row.label} {index}: {visible_token(row.tokens[index])}"
+        head = f"{row.label} {index}: {visible_token(row.tokens[index])}".strip()
         return " · ".join(part for part in (head, where, shown) if part)
 
     def table(self) -> Table:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError
-from microtome.sae.reading.index import LatentIndex
+from microtome.sae.reading.index import Activity, LatentIndex
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +89,25 @@ def quantile_examples(
     """
     if bins < 1 or per_bin < 1:
         raise ConfigError(f"bins={bins}, per_bin={per_bin}; expected 1 or more")
-    positions, values = index.require_active(latent)
+    stream = rng(seed, "quantile examples", str(latent))
+    drawn = quantiles(index, index.require_active(latent), bins, per_bin, stream)
+    return [stretch(index, latent, position, before, after, number) for position, number in drawn]
+
+
+def quantiles(
+    index: LatentIndex, activity: Activity, bins: int, per_bin: int, stream: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Return positions drawn from equal bins of a range of activations, each with its bin."""
+    positions, values = activity
+    if not len(positions):
+        return []
     sizes = np.abs(values)
     bin_of = np.minimum((sizes / sizes.max() * bins).astype(int), bins - 1)
-    stream = rng(seed, "quantile examples", str(latent))
     found = []
     for number in range(bins):
         there = np.flatnonzero(bin_of == number)
         drawn = stream.permutation(there)[:per_bin]
-        found += [
-            stretch(index, latent, int(positions[i]), before, after, number) for i in np.sort(drawn)
-        ]
+        found += [(int(positions[i]), number) for i in np.sort(drawn)]
     return found
 
 
@@ -112,12 +120,28 @@ def stretch(
     quantile: int | None = None,
 ) -> Example:
     """Return the text around a position of one context, with the latent's activations."""
+    return around(index, index.positions(latent), position, before, after, quantile)
+
+
+def around(
+    index: LatentIndex,
+    activity: Activity,
+    position: int,
+    before: int,
+    after: int,
+    quantile: int | None = None,
+) -> Example:
+    """Return the text around a position of one context, with some activations.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
     if before < 0 or after < 0:
         raise ConfigError(f"before={before}, after={after}; expected 0 or more")
-    context = int(index.context_of(np.array([position]))[0])
+    context = int(index.context_ids[position])
     start = max(int(index.contexts[context]), position - before)
     end = min(int(index.contexts[context + 1]), position + after + 1)
-    positions, values = index.positions(latent)
+    positions, values = activity
     lower, upper = np.searchsorted(positions, [start, end])
     shown = np.zeros(end - start, dtype=np.float32)
     shown[positions[lower:upper] - start] = values[lower:upper]

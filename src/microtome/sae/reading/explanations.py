@@ -4,46 +4,24 @@ At each step the rule is taken that explains most of the activation that is left
 mean ``m`` of ``n`` positions in place of 0 saves ``n m^2`` of the squared error, times the share of
 the ``n`` that are active. Every token, token
 before, n-gram of two to four tokens (the tries of Neuron to Graph, Foote et al., 2023), template of
-position or format, and token together with a template competes, all of them counted exactly.
+position or format, and token together with a template competes, all of them counted exactly: once
+for a text, and once for a latent; a rule that is taken only takes its own positions away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from microtome.errors import ConfigError
-from microtome.sae.reading.index import LatentIndex
-from microtome.sae.reading.templates import templates
+from microtome.sae.reading.families import Families, Rule
+from microtome.sae.reading.index import Activity
 from microtome.store.results import Result
-
-LONGEST = 4
-"""Tokens of the longest n-gram."""
 
 SUPPORT = 3
 """Positions at which a rule must hold; what holds less often is not a rule."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule of a decision list.
-
-    Attributes:
-        family: ``"token"``, ``"before"``, ``"2-gram"`` to ``"4-gram"``, the words of a template, or
-            ``"token & "`` with these words.
-        key: Token ids that must be there, the last one at the position itself (one token before it
-            for ``"before"``); empty for a template.
-        activation: Activation it predicts.
-        words: The rule in words.
-    """
-
-    family: str
-    key: tuple[int, ...]
-    activation: float
-    words: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,61 +52,12 @@ class Explanation(Result, schema="sae-explanation"):
             for head, tails in gathered.items()
         )
 
-
-@dataclass(frozen=True, eq=False)
-class Families:
-    """Families of rules on one index: what holds at each position, as one number.
-
-    Attributes:
-        index: The index.
-        codes: Family to the number of its rule at each position ``[position]``, -1 for none.
-        keys: Family to the token ids of each of its rules, or None where the rule is a template.
-    """
-
-    index: LatentIndex
-    codes: Mapping[str, NDArray[np.int64]]
-    keys: Mapping[str, NDArray[np.int64] | None]
-
-    @staticmethod
-    def of(index: LatentIndex) -> Families:
-        """Return the families of an index; all latents share them."""
-        ids = index.ids.astype(np.int64)
-        context = index.context_of(np.arange(len(ids)))
-        codes: dict[str, NDArray[np.int64]] = {}
-        keys: dict[str, NDArray[np.int64] | None] = {}
-        keys["token"], codes["token"] = _numbered(ids[:, None])
-        behind = np.stack([_shifted(ids, n) for n in range(LONGEST)], axis=1)
-        same = np.stack([_shifted(context, n) == context for n in range(LONGEST)], axis=1)
-        keys["before"], codes["before"] = _numbered(behind[:, 1:2], same[:, 1])
-        for n in range(2, LONGEST + 1):
-            name = f"{n}-gram"
-            keys[name], codes[name] = _numbered(behind[:, n - 1 :: -1][:, :n], same[:, n - 1])
-        for words, flags in templates(index).items():
-            codes[words], keys[words] = np.where(flags, 0, -1), None
-            both = f"token & {words}"
-            codes[both], keys[both] = np.where(flags, codes["token"], -1), keys["token"]
-        return Families(index, codes, keys)
-
-    def matches(self, rule: Rule) -> NDArray[np.bool_]:
-        """Return at which positions a rule holds ``[position]``."""
-        if rule.family not in self.codes:
-            return np.zeros(len(self.index.ids), dtype=bool)
-        keys = self.keys[rule.family]
-        codes = self.codes[rule.family]
-        if keys is None:
-            return np.equal(codes, 0)
-        found = np.flatnonzero((keys == np.array(rule.key)).all(axis=1))
-        held: NDArray[np.bool_] = codes == (found[0] if len(found) else -2)
-        return held
-
-    def predict(self, explanation: Explanation) -> NDArray[np.float64]:
-        """Return the activation that an explanation predicts at each position ``[position]``."""
-        predicted = np.zeros(len(self.index.ids))
-        decided = np.zeros(len(predicted), dtype=bool)
-        for rule in explanation.rules:
-            there = self.matches(rule) & ~decided
-            predicted[there] = rule.activation
-            decided |= there
+    def predict(self, families: Families) -> NDArray[np.float64]:
+        """Return the activation it predicts at each position of a text ``[position]``."""
+        predicted = np.zeros(len(families.index.ids))
+        # From the last rule to the first, so that the first that holds has the last word.
+        for rule in reversed(self.rules):
+            predicted[families.places(rule)] = rule.activation
         return predicted
 
 
@@ -136,20 +65,18 @@ def explain(
     families: Families,
     latent: int,
     *,
-    among: NDArray[np.bool_] | None = None,
     most: int = 8,
     least: float = 0.01,
-    values: NDArray[np.float64] | None = None,
+    activity: Activity | None = None,
 ) -> Explanation:
     """Find the decision list that best predicts a latent's activation.
 
     Args:
-        families: Families of rules on an index.
+        families: Families of rules on an index; :meth:`Families.among` says where to learn from.
         latent: Number of the latent.
-        among: Positions to learn from ``[position]``, all unless given.
         most: Rules at most.
         least: Share of the squared activation that a rule must explain.
-        values: Activations ``[position]`` to explain in place of the latent's own.
+        activity: Positions and activations to explain in place of the latent's own.
 
     Raises:
         SelectorError: There is no such latent.
@@ -157,88 +84,73 @@ def explain(
     """
     if most < 1 or not 0 < least < 1:
         raise ConfigError(f"most={most}, least={least}; expected at least 1, and a share below 1")
-    if values is None:
-        positions, found = families.index.positions(latent)
-        values = np.zeros(len(families.index.ids))
-        values[positions] = found
-    left = ~families.index.special if among is None else among & ~families.index.special
-    total = float(np.square(values[left]).sum())
+    positions, values = families.index.positions(latent) if activity is None else activity
+    learned = families.learned[positions]
+    search = _Search(families, positions[learned], values[learned].astype(np.float64))
+    total = float(np.square(search.values).sum())
     rules: list[Rule] = []
     explained = 0.0
     while total > 0 and len(rules) < most:
-        gain, rule = _best(families, values, left)
+        gain, rule = search.best()
         if rule is None or gain < least * total:
             break
         rules.append(rule)
         explained += gain
-        left = left & ~families.matches(rule)
+        search.take(rule)
     return Explanation(latent, tuple(rules), explained / total if total > 0 else 0.0)
 
 
-def _best(
-    families: Families, values: NDArray[np.float64], left: NDArray[np.bool_]
-) -> tuple[float, Rule | None]:
-    """Return the rule that saves most of the squared error on the positions left, and how much.
+class _Search:
+    """What is left of a latent's activation while rules are taken.
 
-    What it saves counts by its precision, the share of its positions that are active: else a broad
-    rule that is half wrong would come before the precise ones it is made of.
+    Attributes:
+        values: Activations at the active positions ``[entry]``.
     """
-    active = np.flatnonzero(left & (values != 0))
-    best: tuple[float, Rule | None] = (0.0, None)
-    height = 0.0
-    for family, codes in families.codes.items():
-        there = codes[active]
-        inside = there >= 0
-        if not inside.any():
-            continue
-        size = int(there.max()) + 1
-        sums = np.bincount(there[inside], weights=values[active][inside], minlength=size)
-        held = codes[left]
-        counts = np.bincount(held[(held >= 0) & (held < size)], minlength=size)
-        precision = np.bincount(there[inside], minlength=size) / np.maximum(counts, 1)
-        gains = np.where(counts >= SUPPORT, np.square(sums) / np.maximum(counts, 1), 0)
-        number = int((gains * precision).argmax())
-        # A longer rule must be better than a simpler one, not as good.
-        if gains[number] * precision[number] > height * (1 + 1e-9):
-            height = float(gains[number] * precision[number])
-            rule = _rule(families, family, number, float(sums[number] / counts[number]))
-            best = (float(gains[number]), rule)
-    return best
 
+    def __init__(
+        self, families: Families, positions: NDArray[np.int32], values: NDArray[np.float64]
+    ) -> None:
+        self.families, self.positions, self.values = families, positions, values
+        self.left = families.learned.copy()
+        totals = families.totals
+        holding = families.numbers[:, positions]
+        holding[totals[holding] < SUPPORT] = -1
+        _, self._entry = np.nonzero(holding >= 0)
+        found = holding[holding >= 0]
+        # The rules that hold at an active position, numbered anew.
+        self._new = np.full(len(totals), -1, dtype=np.int32)
+        self._new[found] = 0
+        self._rules = np.flatnonzero(self._new == 0)
+        self._new[self._rules] = np.arange(len(self._rules), dtype=np.int32)
+        self._which = self._new[found]
+        self._counts = totals[self._rules]
 
-def _rule(families: Families, family: str, number: int, activation: float) -> Rule:
-    keys = families.keys[family]
-    key = () if keys is None else tuple(int(i) for i in keys[number])
-    shown = " ".join(_quoted(families.index.vocabulary.get(i, str(i))) for i in key)
-    if family == "token":
-        words = f"the token is: {shown}"
-    elif family == "before":
-        words = f"the token before is: {shown}"
-    elif family.endswith("-gram"):
-        words = f"the text ends in: {shown}"
-    elif family.startswith("token & "):
-        words = f"{family.removeprefix('token & ')} and the token is: {shown}"
-    else:
-        words = family
-    return Rule(family, key, activation, words)
+    def best(self) -> tuple[float, Rule | None]:
+        """Return the rule that saves most of the squared error on what is left, and how much.
 
+        What it saves counts by its precision, the share of its positions that are active: else a
+        broad rule that is half wrong would come before the precise ones it is made of.
+        """
+        size = len(self._rules)
+        sums = np.bincount(self._which, weights=self.values[self._entry], minlength=size)
+        counts = np.maximum(self._counts, 1)
+        precision = np.bincount(self._which, minlength=size) / counts
+        gains = np.where(self._counts >= SUPPORT, np.square(sums) / counts, 0)
+        heights = gains * precision
+        if not size or not heights.max() > 0:
+            return 0.0, None
+        # A longer rule must be better than a simpler one, not as good; simpler ones come first.
+        number = int((heights >= heights.max() * (1 - 1e-9)).argmax())
+        mean = float(sums[number] / counts[number])
+        return float(gains[number]), self.families.rule(int(self._rules[number]), mean)
 
-def _quoted(text: str) -> str:
-    shown = text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("`", "'")
-    return f"`{shown}`"
-
-
-def _shifted(values: NDArray[np.int64], by: int) -> NDArray[np.int64]:
-    """Return what stood ``by`` places before, -1 where nothing did."""
-    out = np.full_like(values, -1)
-    out[by:] = values[: len(values) - by]
-    return out
-
-
-def _numbered(
-    rows: NDArray[np.int64], there: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the different rows, and the number of each row among them (-1 where not there)."""
-    keys, codes = np.unique(rows, axis=0, return_inverse=True)
-    codes = codes.reshape(-1).astype(np.int64)
-    return keys, codes if there is None else np.where(there, codes, -1)
+    def take(self, rule: Rule) -> None:
+        """Take the positions at which a rule holds away."""
+        places = self.families.places(rule)
+        gone = places[self.left[places]]
+        self.left[gone] = False
+        held = self.families.numbers[:, gone]
+        which = self._new[held[held >= 0]]
+        self._counts = self._counts - np.bincount(which[which >= 0], minlength=len(self._rules))
+        still = self.left[self.positions][self._entry]
+        self._entry, self._which = self._entry[still], self._which[still]

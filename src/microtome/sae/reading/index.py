@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.errors import EmptyDataError, FormatError, SelectorError
-from microtome.store.arrays import load_arrays, save_arrays
-from microtome.store.atomic import atomic_folder, write_json
+from microtome.errors import EmptyDataError, SelectorError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-FORMAT, VERSION = "microtome.latent-index", 1
-MANIFEST, TOKENS, BY_TOKEN, BY_LATENT = (
-    "index.json",
-    "tokens.safetensors",
-    "by-token.safetensors",
-    "by-latent.safetensors",
-)
+    from microtome.sae.reading.neurons import Neurons
+    from microtome.sae.reconstruction import Reconstruction
+
+
+Activity = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Positions at which something is active, growing, and how strongly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +68,8 @@ class LatentIndex:
         d_sae: Number of latents.
         details: Model, coder, text and settings.
         vocabulary: Text of each token id that occurs, by id.
+        reconstruction: How well the coder rebuilds the encoded positions; None if unknown.
+        neurons: Neurons that go with the latents; None if they were not read.
     """
 
     ids: NDArray[np.int32]
@@ -82,6 +81,8 @@ class LatentIndex:
     d_sae: int
     details: dict[str, Any]
     vocabulary: dict[int, str]
+    reconstruction: Reconstruction | None = None
+    neurons: Neurons | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -108,6 +109,13 @@ class LatentIndex:
             found[alive] = np.maximum.reduceat(np.abs(self.by_latent.values), starts)
         return found
 
+    @cached_property
+    def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sum of each latent's activations, and of their squares ``[latent]``."""
+        numbers, values = self.by_token.numbers, self.by_token.values.astype(np.float64)
+        sums = [np.bincount(numbers, part, minlength=self.d_sae) for part in (values, values**2)]
+        return sums[0].astype(np.float64), sums[1].astype(np.float64)
+
     def positions(self, latent: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return where a latent is active and how strongly, positions growing.
 
@@ -118,9 +126,15 @@ class LatentIndex:
             raise SelectorError(f"there is no latent {latent}; there are {self.d_sae} from 0")
         return self.by_latent.row(latent)
 
+    @cached_property
+    def context_ids(self) -> NDArray[np.int64]:
+        """The context in which each position lies ``[position]``."""
+        return np.repeat(np.arange(len(self.contexts) - 1), np.diff(self.contexts))
+
     def context_of(self, positions: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the context in which each position lies."""
-        return np.searchsorted(self.contexts, positions, side="right") - 1
+        """Return the context in which each of some positions lies."""
+        found: NDArray[np.int64] = self.context_ids[positions]
+        return found
 
     def text_of(self, position: int) -> str:
         """Return the text of the token at a position."""
@@ -141,30 +155,9 @@ class LatentIndex:
         Raises:
             OutputError: The folder could not be written.
         """
-        with atomic_folder(folder) as place:
-            save_arrays(
-                place / TOKENS,
-                {
-                    "ids": self.ids,
-                    "contexts": self.contexts,
-                    "documents": self.documents,
-                    "special": self.special,
-                },
-            )
-            for name, rows in ((BY_TOKEN, self.by_token), (BY_LATENT, self.by_latent)):
-                arrays = {"offsets": rows.offsets, "numbers": rows.numbers, "values": rows.values}
-                save_arrays(place / name, arrays)
-            write_json(
-                place / MANIFEST,
-                {
-                    "format": FORMAT,
-                    "version": VERSION,
-                    "d_sae": self.d_sae,
-                    "details": self.details,
-                    "vocabulary": {str(i): text for i, text in self.vocabulary.items()},
-                },
-            )
-        return Path(folder)
+        from microtome.sae.reading.index_files import write_index
+
+        return write_index(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -173,50 +166,9 @@ class LatentIndex:
         Raises:
             FormatError: A file is missing, damaged, newer, or does not fit the others.
         """
-        from microtome.sae.formats.parts import read_json, want
+        from microtome.sae.reading.index_files import read_index
 
-        place = Path(folder)
-        manifest = read_json(place / MANIFEST)
-        if (
-            manifest.get("format") != FORMAT
-            or want(manifest, "version", int, place / MANIFEST) > VERSION
-        ):
-            raise FormatError(
-                f"{place / MANIFEST} is {manifest.get('format')!r} version "
-                f"{manifest.get('version')!r}; expected {FORMAT!r} up to version {VERSION}"
-            )
-        d_sae = want(manifest, "d_sae", int, place / MANIFEST)
-        tokens = _arrays(place / TOKENS, ("ids", "contexts", "documents", "special"))
-        size = len(tokens["ids"])
-        sparse = [
-            Sparse(**_arrays(place / name, ("offsets", "numbers", "values")))
-            for name in (BY_TOKEN, BY_LATENT)
-        ]
-        whole = (
-            len(tokens["special"]) == size
-            and len(tokens["documents"]) + 1 == len(tokens["contexts"])
-            and _bounds(tokens["contexts"], size)
-            and _fits(sparse[0], size, d_sae)
-            and _fits(sparse[1], d_sae, size)
-            and len(sparse[0].values) == len(sparse[1].values)
-        )
-        if not whole:
-            raise FormatError(
-                f"the files in {place} do not fit together: {size} tokens, {d_sae} latents, "
-                f"{len(sparse[0].values)} and {len(sparse[1].values)} entries; build the index "
-                "again"
-            )
-        names = want(manifest, "vocabulary", dict, place / MANIFEST)
-        if not all(i.isdecimal() and isinstance(text, str) for i, text in names.items()):
-            raise FormatError(f"vocabulary in {place / MANIFEST} maps other than ids to texts")
-        return cls(
-            **tokens,
-            by_token=sparse[0],
-            by_latent=sparse[1],
-            d_sae=d_sae,
-            details=want(manifest, "details", dict, place / MANIFEST),
-            vocabulary={int(i): text for i, text in names.items()},
-        )
+        return cls(**read_index(Path(folder)))
 
     def require_active(self, latent: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return where a latent is active.
@@ -232,27 +184,3 @@ class LatentIndex:
                 "choose another latent or index more text"
             )
         return positions, values
-
-
-def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Read the arrays of a file, which must have these names and one axis each."""
-    found = load_arrays(path)
-    if set(found) != set(names) or any(array.ndim != 1 for array in found.values()):
-        raise FormatError(
-            f"{path} holds {', '.join(found) or 'nothing'}; expected rows of {', '.join(names)}"
-        )
-    return found
-
-
-def _bounds(offsets: NDArray[Any], total: int) -> bool:
-    """Return whether offsets grow from 0 to a total."""
-    ends = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == total
-    return bool(ends and (np.diff(offsets) >= 0).all())
-
-
-def _fits(rows: Sparse, n_rows: int, columns: int) -> bool:
-    """Return whether offsets and columns are within their bounds."""
-    fits = len(rows.offsets) == n_rows + 1 and len(rows.numbers) == len(rows.values)
-    if not fits or not _bounds(rows.offsets, len(rows.values)):
-        return False
-    return not len(rows.numbers) or bool(rows.numbers.min() >= 0 and rows.numbers.max() < columns)

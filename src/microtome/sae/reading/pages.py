@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,12 +23,14 @@ from microtome.sae.reading.scoring import Explained
 from microtome.views import numbers
 from microtome.views.histogram import Histogram, binned
 from microtome.views.page import Block, Details, Heading, Page, Section
+from microtome.views.prose import inline
 from microtome.views.table import Cell, Table
 from microtome.views.tokens import TokenRow, TokenStrip, TokenStrips
 
 if TYPE_CHECKING:
     from microtome.sae.coder import SAE
     from microtome.sae.evaluation.results import SAEEvaluation
+    from microtome.sae.reading.wording import InWords
     from microtome.tracing.model import Model
 
 SCORES = (
@@ -35,13 +38,6 @@ SCORES = (
     "area under the ROC curve of telling contexts in which the latent is active from others; 0.5 "
     "is chance. Balanced accuracy: of saying so when a rule holds. Fuzzing: balanced accuracy of "
     "telling active tokens from others of the same contexts."
-)
-
-FIGURES = (
-    "FVU: share of the variance that the reconstruction leaves. L0: latents active at a token, on "
-    "average. CE recovered: share of what ablating the site costs in cross-entropy that the "
-    "reconstruction makes good. Baselines keep as many random directions, or coordinates, as the "
-    "coder keeps latents."
 )
 
 BANDS = ("weakest fifth", "second fifth", "middle fifth", "fourth fifth", "strongest fifth")
@@ -57,7 +53,7 @@ class Dashboard:
         index: Its index of active latents.
         explained: Explanations with their scores, by latent.
         evaluation: Its evaluation, None if it was not evaluated.
-        neurons: An index of the neurons on the same text, for correlations; None for none.
+        described: Descriptions in words with their scores, by latent.
     """
 
     model: Model
@@ -65,7 +61,7 @@ class Dashboard:
     index: LatentIndex
     explained: Mapping[int, Explained]
     evaluation: SAEEvaluation | None = None
-    neurons: LatentIndex | None = None
+    described: Mapping[int, InWords] = field(default_factory=dict)
 
     def latent(self, number: int) -> Page:
         """Return the page of one latent.
@@ -79,7 +75,7 @@ class Dashboard:
         found = self.explained.get(number)
         title = f"Latent {number}"
         if found is not None and found.explanation.rules:
-            title += f": {_short(found.explanation.text)}"
+            title += f": {short(found.explanation.text)}"
         sections = [
             Section("Where it is most active", (_strips(top_examples(index, number, n=12)),)),
             Section("When it is active", self._explanation(number)),
@@ -90,50 +86,37 @@ class Dashboard:
         share = len(positions) / max(1, index.n_tokens)
         return Page(
             title=title,
-            kicker=f"One latent of {index.d_sae:,} at {', '.join(self.coder.origin.sources)}",
-            dek=f"Active at {len(positions):,} of {index.n_tokens:,} tokens ({share:.2%}), at most "
+            kicker=f"One latent of {numbers.count(index.d_sae)} at "
+            f"{', '.join(self.coder.origin.sources)}",
+            dek=f"Active at {numbers.count(len(positions))} of {numbers.count(index.n_tokens)} "
+            f"tokens ({numbers.percent(share)}), at most "
             f"{numbers.number(float(np.abs(values).max()))}. Its activity was measured; "
             "its meaning is a guess that is scored below.",
             sections=sections,
-            provenance=self._provenance(),
+            provenance=self.provenance(),
         )
 
-    def overview(self, latents: Sequence[int], *, examples: int = 3) -> Page:
-        """Return the page of the coder with some of its latents.
+    def overview(self, latents: Sequence[int], *, examples: int = 5) -> Page:
+        """Return the page of the coder, with some of its latents to search, sort and look at.
 
         Args:
-            latents: Which latents to list, in order.
+            latents: Which latents to list; those whose rules fit best come first.
             examples: Strongest examples shown of each.
 
         Raises:
             SelectorError: There is no such latent.
+            EmptyDataError: None of them is ever active.
         """
-        index = self.index
-        for number in latents:
-            index.positions(number)
-        alive = int((index.counts > 0).sum())
-        sites = ", ".join(self.coder.origin.sources)
-        sections = [
-            Section("How good it is", self._quality()),
-            Section("How often latents are active", (self._density(),)),
-            Section("Latents", (self._list(latents), *self._each(latents, examples))),
-        ]
-        return Page(
-            title=f"{alive:,} of {index.d_sae:,} latents at {sites} are active",
-            kicker=f"A sparse coder of {self.coder.origin.model or 'a model'}",
-            dek=f"Indexed on {index.n_tokens:,} tokens of {len(np.unique(index.documents)):,} "
-            "documents. Explanations are rules found on one half of the contexts and scored on the "
-            "other half, beside explanations of other latents.",
-            sections=sections,
-            provenance=self._provenance(),
-        )
+        from microtome.sae.reading.overview import overview
+
+        return overview(self, latents, examples)
 
     def _explanation(self, number: int) -> list[Block]:
         found = self.explained.get(number)
         if found is None:
             return ["This latent was not explained."]
         rules: list[list[Cell]] = [
-            [place, rule.words.replace(": ", " "), rule.activation]
+            [place, inline(rule.words.replace(": ", " ")), rule.activation]
             for place, rule in enumerate(found.explanation.rules, start=1)
         ]
         rows: list[list[Cell]] = [
@@ -151,13 +134,34 @@ class Dashboard:
             Table(("", "simulation", "detection", "balanced accuracy", "fuzzing"), rows),
             Details("What the scores mean", (SCORES,)),
             _intruder(found.intruder),
+            *self._in_words(number),
+        ]
+
+    def _in_words(self, number: int) -> list[Block]:
+        """Return what a language model says of the latent, and what that is worth."""
+        found = self.described.get(number)
+        if found is None:
+            return []
+        rows: list[list[Cell]] = [
+            [name, s.detection, s.detection_accuracy, s.fuzzing, s.fuzzing_accuracy]
+            for name, s in (
+                ("this description", found.scores),
+                ("description of another latent", found.random),
+                ("description of shuffled activations", found.shuffled),
+            )
+        ]
+        heads = ("", "detection", "balanced accuracy", "fuzzing", "balanced accuracy ")
+        return [
+            Heading(f"What {found.explainer} says"),
+            f"Active on {found.text or 'nothing that it could name'}",
+            Table(heads, rows, "Areas under the ROC curve of its own yes and no; 0.5 is chance."),
         ]
 
     def _strength(self, number: int) -> list[Block]:
         _, values = self.index.positions(number)
         edges, counts = binned(values.tolist())
         blocks: list[Block] = [Histogram(edges, counts, "activation, where active", "tokens")]
-        shown = quantile_examples(self.index, number)
+        shown = quantile_examples(self.index, number, per_bin=3)
         for bin_number, words in enumerate(BANDS):
             there = [e for e in shown if e.quantile == bin_number]
             if there:
@@ -178,9 +182,9 @@ class Dashboard:
         names = self.model.tokens
         rows: list[list[Cell]] = [
             [
-                _shown(names([int(a)])[0]),
+                shown_token(names([int(a)])[0]),
                 float(effects[a]),
-                _shown(names([int(b)])[0]),
+                shown_token(names([int(b)])[0]),
                 float(effects[b]),
             ]
             for a, b in zip(up, down, strict=True)
@@ -202,84 +206,39 @@ class Dashboard:
         blocks: list[Block] = []
         for title, measure, relation in related:
             rows: list[list[Cell]] = [
-                [int(n), float(v), self._words(int(n))]
+                [str(n), float(v), inline(self.words(int(n)))]
                 for n, v in zip(relation.numbers, relation.values, strict=True)
             ]
             if rows:
                 blocks += [Heading(title), Table(("latent", measure, "active when"), rows)]
-        if self.neurons is not None:
-            relation = correlated(self.index, number, self.neurons)
+        neurons = self.index.neurons
+        if neurons is not None:
             pairs: list[list[Cell]] = [
-                [int(n), float(v)] for n, v in zip(relation.numbers, relation.values, strict=True)
+                [str(n), float(r), float(c)]
+                for n, r, c in zip(
+                    neurons.numbers[number].tolist(),
+                    neurons.pearson[number],
+                    neurons.cosine[number],
+                    strict=True,
+                )
             ]
-            blocks += [Heading("Neurons like it"), Table(("neuron", "Pearson"), pairs)]
+            columns = (f"neuron of {neurons.site}", "Pearson", "cosine")
+            blocks += [Heading("Neurons that go with it"), Table(columns, pairs)]
         return blocks or ["No other latent is active where this one is."]
 
-    def _words(self, number: int) -> str:
+    def words(self, number: int) -> str:
+        """Return the explanation of a latent in a line, "" if it was not explained."""
         found = self.explained.get(number)
-        return _short(found.explanation.text) if found is not None else ""
+        return short(found.explanation.text) if found is not None else ""
 
-    def _quality(self) -> list[Block]:
-        if self.evaluation is None:
-            return ["This coder was not evaluated in its model."]
-        table = self.evaluation.to_frame()
-        columns = {
-            "fvu": "FVU",
-            "l0": "L0",
-            "dead_share": "dead share",
-            "ce_recovered_zero": "CE recovered, against zero",
-            "ce_recovered_mean": "against the mean",
-            "kl_score_zero": "KL score",
-        }
-        rows: list[list[Cell]] = [
-            [str(name), *(float(row[key]) for key in columns)] for name, row in table.iterrows()
-        ]
-        return [
-            Table(("coder", *columns.values()), rows),
-            Details("What the figures mean", (FIGURES,)),
-        ]
-
-    def _density(self) -> Histogram:
-        if self.evaluation is not None:
-            counts, edges = self.evaluation.density()
-            names = [row.name for row in self.evaluation.rows]
-            base = self.evaluation.density("random")[0].tolist() if "random" in names else None
-            return Histogram(
-                edges.tolist(), counts.tolist(), "log10 of the share of tokens", "latents",
-                baseline=base, baseline_label="random directions",
-            )  # fmt: skip
-        edges_, counts_ = binned(np.log10(self.index.density + 1e-10).tolist())
-        return Histogram(edges_, counts_, "log10 of the share of tokens", "latents")
-
-    def _list(self, latents: Sequence[int]) -> Table:
-        rows: list[list[Cell]] = []
-        for number in latents:
-            found = self.explained.get(number)
-            scores: list[Cell] = [None, None, None]
-            if found is not None:
-                scores = [found.scores.simulation, found.random.simulation, found.scores.detection]
-            density = f"{100 * self.index.density[number]:.2f} %"
-            rows.append([number, density, *scores, self._words(number)])
-        heads = ("latent", "active", "simulation", "of others", "detection", "active when")
-        return Table(heads, rows, "Simulation is the correlation of rule and activation, held out.")
-
-    def _each(self, latents: Sequence[int], examples: int) -> list[Block]:
-        return [
-            Details(
-                f"{number}: {self._words(number) or 'not explained'}",
-                (_strips(top_examples(self.index, number, n=examples, before=14, after=6)),),
-            )
-            for number in latents
-            if self.index.counts[number]
-        ]
-
-    def _provenance(self) -> list[tuple[str, str]]:
+    def provenance(self) -> list[tuple[str, str]]:
+        """Return what is needed to make a page again."""
         details = self.index.details
         return [
             ("model", str(details.get("model") or "")),
             ("fingerprint", str(details.get("fingerprint", ""))[:16]),
             ("coder", str(details.get("coder", ""))[:16]),
-            ("tokens", f"{self.index.n_tokens:,}"),
+            ("tokens", numbers.count(self.index.n_tokens)),
         ]
 
 
@@ -293,7 +252,7 @@ def _intruder(share: float) -> str:
     )
 
 
-def _short(text: str, most: int = 160) -> str:
+def short(text: str, most: int = 160) -> str:
     """Return a text that fits a headline; code marks stay paired."""
     if len(text) <= most:
         return text
@@ -304,8 +263,8 @@ def _short(text: str, most: int = 160) -> str:
 def _strips(examples: Sequence[Example], limit: float | None = None) -> TokenStrips:
     strips = [
         TokenStrip(
-            (TokenRow("activation", e.tokens, e.values.tolist()),),
-            note=f"{numbers.number(e.activation)} at `{_shown(e.tokens[e.focus])}`, document "
+            (TokenRow("", [compact(t) for t in e.tokens], e.values.tolist()),),
+            note=f"{numbers.number(e.activation)} at `{shown_token(e.tokens[e.focus])}`, document "
             f"{e.document}",
             scale="",
         )
@@ -315,5 +274,12 @@ def _strips(examples: Sequence[Example], limit: float | None = None) -> TokenStr
     return TokenStrips(strips, limit=top, scale="activation")
 
 
-def _shown(token: str) -> str:
+def compact(token: str) -> str:
+    """Return a token in which a long run of blanks is counted and not drawn."""
+    return re.sub(" {5,}", lambda run: f"·×{len(run.group())}", token)
+
+
+def shown_token(token: str) -> str:
+    """Return a token as it stands in running text, blanks visible."""
+    token = compact(token)
     return token.replace("\n", "⏎").replace(" ", "·").replace("`", "'")

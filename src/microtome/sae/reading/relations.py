@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,8 @@ def co_occurring(
         ConfigError: There is no such measure.
     """
     positions, _ = index.require_active(latent)
-    rows = [index.by_token.row(int(p))[0] for p in positions]
-    together = np.bincount(np.concatenate(rows), minlength=index.d_sae).astype(np.float64)
+    rows = index.matrix()[positions].indices
+    together = np.bincount(rows, minlength=index.d_sae).astype(np.float64)
     together[latent] = 0
     counts = index.counts.astype(np.float64)
     if measure not in ("jaccard", "pmi"):
@@ -77,50 +78,73 @@ def neighbors(coder: SAE, latent: int, *, n: int = 10) -> Relation:
     Raises:
         SelectorError: There is no such latent.
     """
-    _require_latent(coder, latent)
+    return neighbor_table(coder, [latent], n=n)[0]
+
+
+def neighbor_table(coder: SAE, latents: Sequence[int], *, n: int = 10) -> list[Relation]:
+    """Return the neighbors of each of some latents, see :func:`neighbors`.
+
+    Raises:
+        SelectorError: There is no such latent.
+    """
+    for latent in latents:
+        _require_latent(coder, latent)
     rows = torch.nn.functional.normalize(coder.weights["W_dec"].detach().double(), dim=1)
-    cosine = rows @ rows[latent]
-    cosine[latent] = 0
-    return _strongest(cosine.cpu().numpy(), n)
+    cosine = (rows[list(latents)] @ rows.T).cpu().numpy()
+    cosine[np.arange(len(latents)), list(latents)] = 0
+    return [_strongest(row, n) for row in cosine]
 
 
-@torch.no_grad()
 def logit_effects(model: Model, coder: SAE, latent: int) -> Tensor:
     """Return what one unit of a latent adds to each logit directly ``[vocab]``.
 
-    The decoder direction through the weight of the final norm and the unembedding, with the mean
-    over tokens taken away; the scale of the final norm, which depends on the input, is left out.
+    See :func:`logit_table`.
 
     Raises:
         ModelSupportError: The model has no unembedding, or the latent does not write to the
             residual stream.
         SelectorError: There is no such latent.
     """
-    _require_latent(coder, latent)
+    return logit_table(model, coder, [latent])[0]
+
+
+@torch.no_grad()
+def logit_table(model: Model, coder: SAE, latents: Sequence[int]) -> Tensor:
+    """Return what one unit of each of some latents adds to each logit directly ``[row, vocab]``.
+
+    The decoder direction through the weight of the final norm and the unembedding, with the mean
+    over tokens taken away; the scale of the final norm, which depends on the input, is left out.
+
+    Raises:
+        ModelSupportError: The model has no unembedding, or the coder does not write to the
+            residual stream.
+        SelectorError: There is no such latent.
+    """
+    for latent in latents:
+        _require_latent(coder, latent)
     weights = model.weights.view(fold_norm=True)
-    direction = coder.weights["W_dec"][latent].detach()
-    slices = coder.architecture.target_slices
-    last = direction[slices[-1]]
+    rows = coder.weights["W_dec"].detach()[list(latents)]
+    last = rows[:, coder.architecture.target_slices[-1]]
     for site in coder.origin.targets[-1:]:
         if _INSIDE.fullmatch(site):
             raise ModelSupportError(
-                f"the latent writes to {site}, which is not the residual stream; logit effects "
+                f"the latents write to {site}, which is not the residual stream; logit effects "
                 "need a coder of the stream, or of what a block's part adds to it"
             )
     unembedding = weights.W_U
-    if unembedding.shape[0] != last.shape[0]:
+    if unembedding.shape[0] != last.shape[1]:
         raise ModelSupportError(
-            f"the latent writes {last.shape[0]} numbers and the residual stream has "
+            f"a latent writes {last.shape[1]} numbers and the residual stream has "
             f"{unembedding.shape[0]}; logit effects need a coder that writes to the stream"
         )
     effects = last.to(unembedding) @ unembedding
-    return effects - effects.mean()
+    return effects - effects.mean(1, keepdim=True)
 
 
 def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 10) -> Relation:
-    """Return the units of another index of the same text that correlate with a latent (Pearson).
+    """Return the latents of another index of the same text that correlate with a latent (Pearson).
 
-    The other index may be of another coder, or of neurons (a coder that keeps all of them).
+    The other index may be of the same coder, or of another one.
 
     Raises:
         SelectorError: There is no such latent.
@@ -133,10 +157,8 @@ def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 
     mean = values.sum(dtype=np.float64) / n_tokens
     square = np.square(values, dtype=np.float64).sum() / n_tokens
     spread = np.sqrt(_variance(np.asarray(square), np.asarray(mean)))
-    theirs = other.matrix()
-    products = theirs[positions].T @ values.astype(np.float64)
-    sums = np.asarray(theirs.sum(axis=0, dtype=np.float64)).ravel()
-    squares = np.asarray(theirs.multiply(theirs).sum(axis=0, dtype=np.float64)).ravel()
+    products = other.matrix()[positions].T @ values.astype(np.float64)
+    sums, squares = other.sums
     variance = _variance(squares / n_tokens, sums / n_tokens)
     covariance = products / n_tokens - mean * sums / n_tokens
     scale = np.sqrt(variance) * spread
@@ -144,6 +166,22 @@ def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 
     if other.details.get("coder") == index.details.get("coder"):
         scores[latent] = 0
     return _strongest(scores, n)
+
+
+def cosines(index: LatentIndex, latent: int, others: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the cosines of a latent's activations with those of others ``[other]``.
+
+    Raises:
+        SelectorError: There is no such latent.
+        EmptyDataError: It is never active.
+    """
+    positions, values = index.require_active(latent)
+    products = index.matrix()[positions].T @ values.astype(np.float64)
+    sizes = np.sqrt(index.sums[1])
+    scale = sizes[others] * sizes[latent]
+    found: NDArray[np.float64] = np.zeros(len(others))
+    np.divide(products[others], scale, out=found, where=scale > 0)
+    return found
 
 
 def _require_latent(coder: SAE, latent: int) -> None:

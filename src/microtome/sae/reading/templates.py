@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from microtome.sae.reading.index import LatentIndex
 
+EARLY = 8
+"""Tokens at the beginning of a text that count as early."""
+
 _QUOTES, _OPENING, _CLOSING = "'\"", "([{", ")]}"
 
 _OF_TOKEN: dict[str, Callable[[str], bool]] = {
@@ -36,9 +39,24 @@ def templates(index: LatentIndex) -> dict[str, NDArray[np.bool_]]:
     starts[index.contexts[:-1][index.contexts[:-1] < n]] = True
     breaks = found["the token holds a line break"]
     found["the text begins here"] = starts
+    found[f"the token is one of the first {EARLY}"] = (
+        np.arange(n) - index.contexts[index.context_ids] < EARLY
+    )
     found["a line begins here"] = starts | np.concatenate([[False], breaks[:-1]])
+    seen = _seen(index)
+    found["the token stood before in the text"] = seen
+    found["the token before stood before that"] = np.concatenate([[False], seen[:-1]]) & ~starts
     found |= _scanned(index, texts, inverse)
     return {words: flags for words, flags in found.items() if 0 < int(flags.sum()) < n}
+
+
+def _seen(index: LatentIndex) -> NDArray[np.bool_]:
+    """Return whether the same token stands earlier in the same context ``[position]``."""
+    pairs = np.stack([index.context_ids, index.ids.astype(np.int64)], axis=1)
+    _, first = np.unique(pairs, axis=0, return_index=True)
+    seen = np.ones(len(index.ids), dtype=bool)
+    seen[first] = False
+    return seen
 
 
 def _scanned(
@@ -46,18 +64,23 @@ def _scanned(
 ) -> dict[str, NDArray[np.bool_]]:
     """Return templates that need a walk from the start of a context to before its token."""
     n = len(index.ids)
-    single, double, bracketed, indented = (np.zeros(n, dtype=bool) for _ in range(4))
+    single, double, bracketed, indented, noted = (np.zeros(n, dtype=bool) for _ in range(5))
     for start, end in zip(index.contexts[:-1], index.contexts[1:], strict=True):
-        quote, depth, indent, fresh = "", 0, 0, True
+        quote, depth, indent, fresh, comment = "", 0, 0, True, False
         for position in range(int(start), int(end)):
             single[position], double[position] = quote == "'", quote == '"'
             bracketed[position] = depth > 0
+            noted[position] = comment
             indented[position] = indent > 0 and not fresh
             for character in texts[int(inverse[position])]:
                 if quote:
                     quote = "" if character in (quote, "\n") else quote
-                elif character in _QUOTES:
+                elif character in _QUOTES and not comment:
                     quote = character
+                elif character == "#":
+                    comment = True
+                elif comment:
+                    comment = character != "\n"
                 elif character in _OPENING:
                     depth += 1
                 elif character in _CLOSING:
@@ -74,4 +97,5 @@ def _scanned(
         'a quotation in " is open': double,
         "a bracket is open": bracketed,
         "the line is indented": indented,
+        "a comment is open": noted,
     }
