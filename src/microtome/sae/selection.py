@@ -49,6 +49,10 @@ ROW_CODE, BATCH_CODE = 200, 96
 CROWD = 8
 """Candidates, as a multiple of what is wanted, from which bytes are too coarse a measure."""
 
+UNEVEN = 6
+"""Largest input of a batch, as a multiple of a middling row's largest, up to which bytes tell the
+latents of single rows apart; a batch with an outlier beyond it is ranked exactly."""
+
 CHECK_EVERY, CHECK_ROWS, LEAST_ENERGY = 64, 64, 0.9995
 """Batches between two comparisons of estimates with the exact choice, rows that are compared, and
 the share of the kept squares below which estimates are given up."""
@@ -129,6 +133,10 @@ class Selector:
         if encoding.estimated and self.batches % CHECK_EVERY == 0:
             self._check(make, encoding)
             if self.precision == "float32":
+                encoding = replace(encoding, estimate=None)
+        if encoding.estimated and self.precision == "int8":
+            sizes = encoding.inputs.abs().amax(1)
+            if not bool(sizes.amax() <= UNEVEN * sizes.median()):
                 encoding = replace(encoding, estimate=None)
         self.batches += 1
         choose = self._batch_top if make.activation == "batchtopk" else self._row_top
