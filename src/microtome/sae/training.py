@@ -95,6 +95,7 @@ def train(
     place = None if folder is None else Path(folder)
     run = _Run(activations, config or Config(), reads, writes, place)
     run.restore()
+    _keep_freed_memory()
     run.train(progress, watch, checkpoint_seconds)
     measured = finish(run.coder, run.selector, run.scaling, run.config, activations, reads, writes)
     return run.result(measured, origin or Origin())
@@ -252,7 +253,7 @@ class _Run:
             self.make, config, weights, passed, inputs, targets,
             sparsity=config.sparsity_at(step, self.steps), dead=self.counter.dead(),
         )  # fmt: skip
-        found.total.backward()
+        found.backward(weights)
         values = passed.values.detach()
         self.undo = None
         norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
@@ -357,6 +358,16 @@ def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
             for name in coder.weights.keys() & {"W_enc", "W_left", "W_right"}:
                 coder.weights[name].mul_(ENCODER_START)
     return coder
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next one, where it is glibc.
+
+    Memory that is fresh from the system costs as much as the gradients that are written to it. How
+    much glibc keeps follows from the largest block that was ever freed, up to 32 MiB; this one is
+    never touched.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _selecting(config: Config) -> Precision:
