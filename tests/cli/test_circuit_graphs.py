@@ -98,7 +98,8 @@ def test_from_text_to_a_graph_by_commands_alone(folders: Folders, tmp_path: Path
     text.write_text("\n".join(json.dumps(line) for line in lines))
     acts, run = str(tmp_path / "acts"), str(tmp_path / "run")
     commands = (
-        ["harvest", folders.model, str(text), "--site", "mlp.in", "--site", "mlp.out", "--out", acts],
+        ["harvest", folders.model, str(text), "--site", "mlp.in", "--site", "mlp.out",
+         "--out", acts],
         ["train", acts, "--out", run, "--site", "mlp.in->mlp.out", "--reach", "later",
          "--latents", "64", "--k", "8", "--steps", "30", "--batch-size", "64", "--json"],
     )  # fmt: skip
