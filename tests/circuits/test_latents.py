@@ -139,6 +139,34 @@ def test_coders_of_several_sites_are_run_like_others(ablation: Ablation) -> None
     assert np.corrcoef(exact, scores.mean)[0, 1] > 0.6
 
 
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_parts_that_give_what_ablates_them_are_not_run(ablation: Ablation, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    model = code_model().attach("sae", TopKSAE(32, 60, seed=1), at="blocks.0.resid_post")
+    late = model.attach("late", TopKSAE(32, 60, seed=2), at="blocks.1.resid_post")
+    for coded, latents in ((model, 60), (late, 120)):
+        examples = some(coded)
+        ablator = LatentAblator(coded, examples, ablation=ablation)
+        ran: list[int] = []
+        run_group = LatentAblator._run_group
+
+        def counted(self, group, cuts, chosen, ran=ran, run_group=run_group):  # type: ignore[no-untyped-def]
+            ran.append(len(cuts))
+            return run_group(self, group, cuts, chosen)
+
+        monkeypatch.setattr(LatentAblator, "_run_group", counted)
+        everything = frozenset(ablator.universe)
+        alone = [everything - {part} for part in ablator.universe]
+        values = ablator.run([everything, *alone])["logit_difference"]
+        monkeypatch.undo()
+        groups = len(ablator._groups)
+        # latents of a codec behind another one may wake up when that one is ablated
+        assert sum(ran) / groups < latents - 10
+        same = [n for n, row in enumerate(values[1:]) if (row == values[0]).all()]
+        for n in [*same[:2], 3, len(alone) - 2]:
+            by_hand = slowly(coded, examples, alone[n], ablation)
+            np.testing.assert_allclose(values[1 + n], by_hand, rtol=2e-4, atol=1e-4)
+
+
 def test_support_is_the_slope_and_ranks_like_exact_ablation() -> None:
     model = coded()
     examples = some(model, 6)

@@ -92,6 +92,26 @@ def test_page_and_picture(folders: Folders, tmp_path: Path) -> None:
     assert picture.read_text(encoding="utf-8").startswith("<svg")
 
 
+def test_from_text_to_a_graph_by_commands_alone(folders: Folders, tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    lines = [{"text": f"data = 'value{n}'\nname = 'item{n}'\n"} for n in range(30)]
+    text.write_text("\n".join(json.dumps(line) for line in lines))
+    acts, run = str(tmp_path / "acts"), str(tmp_path / "run")
+    commands = (
+        ["harvest", folders.model, str(text), "--site", "mlp.in", "--site", "mlp.out",
+         "--out", acts],
+        ["train", acts, "--out", run, "--site", "mlp.in->mlp.out", "--reach", "later",
+         "--latents", "64", "--k", "8", "--steps", "30", "--batch-size", "64", "--json"],
+    )  # fmt: skip
+    for command in commands:
+        result = CliRunner().invoke(app, ["sae", *command, "--threads", "1"])
+        assert result.exit_code == 0, (result.output, result.exception)
+    found = json.loads(
+        call(folders.model, PROMPT, "--coder", run + "/sae", "--nodes", "1", "--json").stdout
+    )
+    assert found["unsummed"] < 1e-4 and found["followed"] > 0
+
+
 def test_refusals(folders: Folders, tmp_path: Path) -> None:
     options = (folders.model, PROMPT, "--coder")
     assert "no coder" in refused("MT071", *options, folders.model + "/nothing")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tests.cli.test_sae_reading import SITE, TEXT, run
+from tests.sae.test_explanations import KNOWN, made
 from tests.small import byte_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import microtome as mt
+from microtome.cli.sae_latents import _holding as found_with
 from microtome.sae import SAE, Architecture, Origin, save
+from microtome.sae.reading.explanations import Explanation
 from microtome.sae.reading.neuronpedia import read_batches
+from microtome.sae.reading.scoring import explain_all
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,16 @@ def test_questions_are_written_in_two_rounds(place: list[Path], tmp_path: Path) 
         more.writelines("\n" + json.dumps({"id": r["id"], "answer": "no"}) for r in rows)
     done = run(*read(place, "latents", *words))
     assert {r["words_fuzzing"] for r in json.loads(done.stdout)} == {0.5}
+
+
+def test_latents_whose_first_rule_holds_the_text_come_first() -> None:
+    found = explain_all(made(KNOWN), [0, 3])
+    cat, quotation = (e.explanation.rules[0] for e in found)
+    second = replace(found[0], explanation=Explanation(0, (cat, quotation), 1.0))
+    worse = replace(found[1], scores=replace(found[1].scores, simulation=0.1))
+    shown = found_with([second, found[0], worse], "Quotation")
+    assert shown == [worse, second]
+    assert found_with(found, "the token is `·cat`") == found[:1]
 
 
 def test_show_writes_pages_and_batches(place: list[Path], explainer: Path, tmp_path: Path) -> None:

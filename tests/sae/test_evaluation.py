@@ -30,7 +30,7 @@ from microtome.sae import (
     train_twin,
 )
 from microtome.sae.evaluation import restarting
-from microtome.sae.evaluation.baselines import random_dictionary
+from microtome.sae.evaluation.baselines import fit_scale, random_dictionary
 from microtome.sae.evaluation.splicing import Splicing
 from microtome.sae.model_passes import coder_sites
 from microtome.tracing.model import Model
@@ -105,6 +105,7 @@ def test_a_transcoder_is_spliced_from_its_source_to_its_target(model: Model) -> 
     coder = SAE(make, origin=Origin((source,), (target,)))
     table = evaluate(model, coder, TEXTS).to_frame()
     assert list(table.index) == ["sae", "random"]
+    assert table.loc["random", "fvu"] <= 1.001  # what knows nothing writes the mean
     trace = model.trace([TEXTS[0]], capture=[source])
     spliced = model.trace([TEXTS[0]], interventions=[mt.at(target).set(coder(trace[source]))])
     found = evaluate(model, coder, TEXTS[:1], baselines=()).rows[0].recovery
@@ -150,6 +151,14 @@ def test_random_directions_read_inputs_less_their_mean(model: Model) -> None:
         made = random_dictionary(coder, 4, mean=x.mean(0), source_mean=x.mean(0))
         assert made.architecture.center == center
         figures[center] = reconstruct(made, x).fvu
+        fit_scale(made, x, x)
+        fitted = reconstruct(made, x).fvu
+        assert fitted < figures[center]
+        for factor in (0.9, 1.1):
+            other = SAE(made.architecture, weights={n: w.clone() for n, w in made.weights.items()})
+            with torch.no_grad():
+                other.weights["W_dec"].mul_(factor)
+            assert reconstruct(other, x).fvu > fitted
     assert figures[False] == pytest.approx(figures[True], rel=1e-3)
     assert figures[True] < 1
 

@@ -26,7 +26,7 @@ FEATURE = {
     "neg_str", "neg_values", "pos_str", "pos_values", "frac_nonzero",
     "freq_hist_data_bar_values", "freq_hist_data_bar_heights", "logits_hist_data_bar_heights",
     "logits_hist_data_bar_values", "n_prompts_total", "n_tokens_in_prompt", "dataset",
-    "decoder_weights_dist", "activations",
+    "decoder_weights_dist", "activations", "vector",
 }  # fmt: skip
 ACTIVATION = {
     "bin_min", "bin_max", "bin_contains", "tokens", "values", "qualifying_token_index",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.sae import dense
 
 from microtome.sae import SAE, Architecture, products, selection
 from microtome.sae.estimation import BYTE_ROWS, ByteProduct
 from microtome.sae.kernels import Entries
+from microtome.sae.passing import forward
 from microtome.sae.proposals import (
     batch_level,
     grouping,
@@ -185,13 +185,14 @@ def test_too_few_candidates_are_noticed(
     assert _energy(make, inputs(), crowded) > 0.9999 and crowded.fallbacks == 1
 
 
-def test_activations_that_are_not_finite_reach_the_loss(small_estimates: None) -> None:
-    for activation in ("topk", "batchtopk"):
-        make = Architecture(64, 2048, activation=activation, k=8)  # type: ignore[arg-type]
-        coder = SAE(make)
-        x = inputs()
-        x[7, 3] = torch.nan
-        outputs = dense.outputs(coder, x[:3])[1]
-        assert bool(outputs.isfinite().all())
-        found = Selector("int8", batches=1).select(make, coder.weights, x)
-        assert found is not None and len(found.known) <= 8 * 900 * selection.CROWD
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_reach_the_output(
+    activation: str, value: float, small_estimates: None
+) -> None:
+    make = Architecture(64, 2048, activation=activation, k=8)  # type: ignore[arg-type]
+    x = inputs()
+    x[7, 3] = value
+    passed = forward(make, SAE(make).weights, x, Selector("int8", batches=1))
+    assert len(passed.values) <= 8 * 900
+    assert not bool((x - passed.outputs[-1]).isfinite().all())

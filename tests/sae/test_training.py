@@ -199,6 +199,28 @@ def test_aux_works_in_every_make(name: str) -> None:
     assert set(coder.weights["W_dec"].grad.any(1).nonzero().flatten().tolist()) <= {1, 4, 9}
 
 
+@pytest.mark.parametrize("name", ["topk", "topk tied", "gated", "topk later", "topk kronecker"])
+def test_gradients_of_dead_rows_are_those_of_whole_matrices(name: str) -> None:
+    make = dense.makes()[name]
+    config = Config(activation=make.activation, aux=0.5, aux_k=2)
+    x, dead = dense.rows(make, 40), torch.tensor([1, 4, 9])
+    found = []
+    for whole in (True, False):
+        coder = dense.noisy(make)
+        weights = coder.weights
+        passed = forward(make, weights, x, Selector())
+        if whole:
+            part = loss(make, config, weights, passed, x, x, sparsity=1.0)
+            aux = aux_loss(make, weights, x, part.errors, dead, aux_k=2)
+            (part.total + 0.5 * aux).backward()
+        else:
+            loss(make, config, weights, passed, x, x, sparsity=1.0, dead=dead).backward(weights)
+        found.append({n: w.grad for n, w in weights.items() if w.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for weight, gradient in found[0].items():
+        torch.testing.assert_close(found[1][weight], gradient)
+
+
 @pytest.mark.parametrize("way", ["none", "aux", "resampled"])
 def test_aux_and_resampling_bring_dead_latents_back(
     way: str, monkeypatch: pytest.MonkeyPatch

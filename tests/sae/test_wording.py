@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from microtome.errors import (
     DataError,
     EmptyDataError,
     PromptError,
+    ShapeError,
     TokenizerError,
 )
 from microtome.sae import LatentIndex
@@ -202,6 +204,9 @@ def test_answers_that_cannot_be_used_are_refused(
     path.write_text('{"id": "a", "answer": "perhaps"}\n\n')
     with pytest.raises(DataError, match="perhaps"):
         Recorded.load(path).margins(ASKED[:1])
+    path.write_text('{"id": "a", "margin": NaN}')
+    with pytest.raises(DataError, match="finite margin"):
+        Recorded.load(path).margins(ASKED[:1])
     for broken in ("[1]", "{", '{"answer": "yes"}'):
         path.write_text(broken)
         with pytest.raises(DataError, match="line 1"):
@@ -225,6 +230,10 @@ def test_models_that_cannot_answer_are_refused(language: LanguageModel) -> None:
         LanguageModel(language.module, tokenizer=language.tokenizer, batch_size=0)
     with pytest.raises(ConfigError, match="does not generate"):
         LanguageModel(torch.nn.Linear(2, 2), tokenizer=language.tokenizer)
+    module = copy.deepcopy(language.module)
+    module.transformer.ln_f.weight.data.fill_(float("nan"))
+    with pytest.raises(ShapeError, match="NaN"):
+        LanguageModel(module, tokenizer=language.tokenizer).margins(ASKED)
     same = LanguageModel(language.module, tokenizer=_Blind())
     with pytest.raises(TokenizerError, match="same first token"):
         same.words()

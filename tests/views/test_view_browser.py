@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,6 +52,11 @@ def test_the_data_say_what_the_items_said() -> None:
     assert [data["words"][i] for i in flat[::2]] == ["a", "·b", "⏎"]
     assert flat[1::2] == [0, 100, -33]
     assert rankings == [["Alike", "cosine", [[3, 0.25], ["`x`", 0.125]]]]
+
+
+def test_it_is_well_formed(parse: Callable[[str], Any]) -> None:
+    root = parse(browser().to_html())
+    assert root.find(".//table") is not None
 
 
 def test_every_whole_percentage_has_an_ink() -> None:

@@ -64,8 +64,7 @@ def latents(
     with Bars() as bars:
         found = explain_all(read, chosen if find else chosen[:top], seed=seed, progress=bars)
         if find:
-            found = [e for e in found if find.casefold() in e.explanation.text.casefold()]
-            found = sorted(found, key=lambda e: -e.scores.simulation)[:top]
+            found = _holding(found, find)[:top]
         said = described(
             read, [e.explanation.latent for e in found], explainer=explainer, asked=asked,
             answers=answers, seed=seed, device=device, dtype=dtype, bars=bars,
@@ -78,6 +77,18 @@ def latents(
         f"{alive:,} of {read.d_sae:,} latents are active somewhere in {read.n_tokens:,} tokens. In "
         "brackets: explanations of other latents."
     )
+
+
+def _holding(found: list[Explained], text: str) -> list[Explained]:
+    """Return the latents whose explanation holds a text, those whose first rule holds it first."""
+
+    def order(e: Explained) -> tuple[int, float]:
+        words = [rule.words.replace(": ", " ", 1) for rule in e.explanation.rules]
+        holding = [text.casefold() in line.casefold() for line in words]
+        return (holding.index(True) if any(holding) else len(holding), -e.scores.simulation)
+
+    chosen = [e for e in found if text.casefold() in e.explanation.text.casefold()]
+    return sorted(chosen, key=order)
 
 
 def _records(found: list[Explained], said: list[InWords]) -> object:

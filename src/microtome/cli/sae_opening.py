@@ -67,7 +67,7 @@ def open_index(
         return read
     if folder is not None:
         check_folder(folder)
-    neurons = neuron_site(model, coder.origin.sources)
+    neurons = neuron_site(model, coder)
     with Bars() as bars:
         read = build(
             model, coder, read_texts(text), tokens=tokens, context=context, neurons=neurons,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,7 +134,8 @@ def _write(board: Dashboard, out: Path, latent: int | None, listed: list[int]) -
     from microtome.store.atomic import write_text
 
     page = board.overview(listed) if latent is None else board.latent(latent)
-    write_text(out, page.to_html())
+    command = shlex.join(["microtome", *sys.argv[1:]])
+    write_text(out, replace(page, command=command).to_html())
 
 
 def _export(

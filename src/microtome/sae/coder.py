@@ -56,7 +56,7 @@ class SAE(nn.Module):
     Args:
         architecture: What it is made of.
         seed: Seed of the initial weights: decoder rows of norm 1 in random directions, the encoder
-            their transpose.
+            their transpose; with a Kronecker encoder, directions between a latent's two units.
         origin: Where it belongs.
         weights: The weights by name, used as they are, instead of initial ones.
 

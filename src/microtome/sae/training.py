@@ -123,6 +123,7 @@ def train(
     with opened(data, wanted, reading, progress=progress) as given:
         run = _Run(given.activations, config or Config(), given.sources, given.targets, place)
         run.restore()
+        _keep_freed_memory()
         run.train(progress, watch, checkpoint_seconds)
         measured = finish(
             run.coder, run.selector, run.scaling, run.config,
@@ -293,7 +294,7 @@ class _Run:
             self.make, config, weights, passed, inputs, targets,
             sparsity=config.sparsity_at(step, self.steps), dead=self.counter.dead(),
         )  # fmt: skip
-        found.total.backward()
+        found.backward(weights)
         values = passed.values.detach()
         self.undo = None
         norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
@@ -411,6 +412,16 @@ def _require_device(device: str) -> None:
             f"device is {device!r}, which cannot be used ({str(error).splitlines()[0]}); expected "
             "cpu, or cuda where torch sees a GPU"
         ) from error
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next one, where it is glibc.
+
+    Memory that is fresh from the system costs as much as the gradients that are written to it. How
+    much glibc keeps follows from the largest block that was ever freed, up to 32 MiB; this one is
+    never touched.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _selecting(config: Config) -> Precision:

@@ -46,6 +46,26 @@ def random_dictionary(
 
 
 @torch.no_grad()
+def fit_scale(coder: SAE, inputs: Tensor, targets: Tensor) -> None:
+    """Give a coder's decoder the one factor that makes its squared error on rows least, in place.
+
+    Directions that are not orthogonal add up to too much, and those of a transcoder that knows
+    nothing had better write nothing: the mean is then what is left.
+
+    Args:
+        coder: The coder.
+        inputs: ``[row, d_in]``.
+        targets: ``[row, d_out]``.
+    """
+    bias, decoder = coder.weights["b_dec"], coder.weights["W_dec"]
+    made = coder.decode(coder.encode(inputs.to(bias))) - bias
+    size = float(made.double().square().sum())
+    if size > 0:
+        factor = float(((targets.to(bias) - bias) * made).double().sum()) / size
+        decoder *= max(factor, 0.0)
+
+
+@torch.no_grad()
 def coordinates(coder: SAE, k: int, *, mean: Tensor) -> SAE:
     """Return the coder that keeps the ``k`` coordinates of a row that are farthest from the mean.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, EmptyDataError, UnknownNameError, nearest
-from microtome.sae.evaluation.baselines import coordinates, random_dictionary
+from microtome.sae.evaluation.baselines import coordinates, fit_scale, random_dictionary
 from microtome.sae.evaluation.results import Evaluated, SAEEvaluation
 from microtome.sae.evaluation.splicing import Splicing, Survey
 from microtome.sae.evaluation.twins import twin_seed
@@ -42,8 +42,8 @@ def evaluate(
     Each coder's reconstruction replaces the value of its target sites at every token but special
     ones, from values of the untouched run, and the model goes on with it. Predictions of special
     tokens, or behind one, do not count. Baselines, on the same tokens: as many random directions,
-    and, for SAEs, the coordinates of the value, both keeping the coder's own mean number of
-    latents; and a coder of the model's twin, measured in the twin.
+    their scale fitted to the text, and, for SAEs, the coordinates of the value, both keeping the
+    coder's own mean number of latents; and a coder of the model's twin, measured in the twin.
 
     Args:
         model: The model the coder belongs to.
@@ -83,6 +83,7 @@ def evaluate(
         coders["random"] = random_dictionary(
             coder, k, mean=mean, source_mean=looked.source_mean, seed=seed
         )
+        fit_scale(coders["random"], *looked.sample)
     if "coordinates" in baselines and coder.origin.sources == coder.origin.targets:
         coders["coordinates"] = coordinates(coder, k, mean=mean)
     rows = _measured(run, coders, looked, batches, progress, "text")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from microtome.tracing.sites import Site
     from microtome.tracing.trace import Trace
 
+SAMPLE = 2048
+"""Rows that a survey keeps, about."""
+
 
 @dataclass(frozen=True, eq=False)
 class Survey:
@@ -32,12 +35,14 @@ class Survey:
         target_mean: Mean of the targets ``[d_out]``.
         l0: Mean number of the coder's active latents.
         latents: The coder's latents, batch by batch, so that it encodes once.
+        sample: Some rows of the sources and of the targets ``[row, d_in]``, ``[row, d_out]``.
     """
 
     source_mean: Tensor
     target_mean: Tensor
     l0: float
     latents: tuple[SparseLatents, ...]
+    sample: tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -107,6 +112,8 @@ class Splicing:
         inputs = torch.zeros(coder.d_in, dtype=torch.float64)
         outputs = torch.zeros(coder.d_out, dtype=torch.float64)
         found: list[SparseLatents] = []
+        some: list[tuple[Tensor, Tensor]] = []
+        share = -(-SAMPLE // len(batches))
         n = 0
         for ids in batches:
             trace = brief_pass(self.model, ids, self._sites)
@@ -122,11 +129,15 @@ class Splicing:
             inputs += x.double().sum(0).cpu()
             outputs += y.double().sum(0).cpu()
             found.append(coder.encode_sparse(x))
+            some.append((x[:share], y[:share]))
             n += len(x)
         if not n:
             raise EmptyDataError("the text holds special tokens only; give other texts")
         active = sum(len(latents.indices) for latents in found)
-        return Survey((inputs / n).float(), (outputs / n).float(), active / n, tuple(found))
+        read, written = (torch.cat([pair[side] for pair in some]) for side in (0, 1))
+        return Survey(
+            (inputs / n).float(), (outputs / n).float(), active / n, tuple(found), (read, written)
+        )
 
     @torch.no_grad()
     def measure(

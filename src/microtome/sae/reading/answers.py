@@ -8,6 +8,7 @@ go to JSON lines, and answers that another model gave come back the same way.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from microtome.errors import (
     DataError,
     EmptyDataError,
     PromptError,
+    ShapeError,
     TokenizerError,
 )
 from microtome.models.loading import open_module
@@ -140,6 +142,7 @@ class LanguageModel:
         Raises:
             PromptError: A prompt is longer than the model's context.
             TokenizerError: Yes and no begin with the same token.
+            ShapeError: A logit is not finite.
         """
         yes, no = self.words()
         found = np.zeros(len(questions))
@@ -159,6 +162,8 @@ class LanguageModel:
             odds = last[:, yes].logsumexp(1) - last[:, no].logsumexp(1)
             found[part] = odds.numpy()
             progress.step(start + len(part), len(order), "yes or no")
+        if not np.isfinite(found).all():
+            raise ShapeError(f"{self.name} gives logits that are NaN or infinite; check its dtype")
         return found
 
     def words(self) -> tuple[list[int], list[int]]:
@@ -340,10 +345,12 @@ def _write_lines(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _margin(row: Mapping[str, Any]) -> float:
     margin = row.get("margin")
-    if isinstance(margin, int | float) and not isinstance(margin, bool):
+    if isinstance(margin, int | float) and math.isfinite(margin):
         return float(margin)
     said = str(row.get("answer", "")).strip().casefold().strip(".!\"'* ")
     for word, value in (("yes", 1.0), ("no", -1.0)):
         if said == word or said.startswith((f"{word} ", f"{word},", f"{word}.", f"{word}\n")):
             return value
-    raise DataError(f"the answer to {row.get('id')} is {said[:60]!r}; expected yes or no")
+    raise DataError(
+        f"the answer to {row.get('id')} is {said[:60]!r}; expected yes or no, or a finite margin"
+    )

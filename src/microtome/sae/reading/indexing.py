@@ -113,7 +113,13 @@ class _Reader:
         outputs = outputs[kept.to(outputs.device)]
         self.made.add(outputs, decoded(self.coder, latents, values), latents)
         if self.neurons is not None:
-            acts = trace[self.neurons].flatten(2)
+            acts = trace[self.neurons]
+            if acts.dim() < 3 or acts.shape[:2] != trace.tokens.shape:
+                raise ShapeError(
+                    f"{self.neurons} has values of shape {tuple(acts.shape)} for tokens of shape "
+                    f"{tuple(trace.tokens.shape)}; neurons need a number for each token"
+                )
+            acts = acts.flatten(2)
             if self.tally is None:
                 self.tally = NeuronTally(str(self.neurons), self.coder.d_sae, acts.shape[-1])
             self.tally.add(latents, acts[kept.to(acts.device)])

@@ -125,12 +125,9 @@ class Feature(Fields):
     vector: Numbers = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields; the direction only if it is there."""
+        """Return the fields."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["activations"] = [a.to_dict() for a in self.activations]
-        if not self.vector:
-            del values["vector"]
-        return values
+        return values | {"activations": [a.to_dict() for a in self.activations]}
 
 
 def _checked(value: Any, kind: str, where: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from microtome.errors import ConfigError, ShapeError, SiteError
 from microtome.tracing.sites import at
 
 if TYPE_CHECKING:
+    from microtome.sae.coder import SAE
     from microtome.sae.latents import SparseLatents
     from microtome.tracing.model import Model
 
@@ -42,8 +42,14 @@ class Neurons:
     cosine: NDArray[np.float32]
 
 
-def neuron_site(model: Model, sources: Sequence[str]) -> str | None:
-    """Return the neurons of the block that a coder reads last; None where there are none."""
+def neuron_site(model: Model, coder: SAE) -> str | None:
+    """Return the neurons of the block that a coder reads last.
+
+    None where there are none, or too many to be correlated with as many latents.
+    """
+    sources = coder.origin.sources
+    if model.anatomy is None or coder.d_sae * model.anatomy.d_mlp > MOST_ENTRIES:
+        return None
     layers = at(sources[-1]).layer if sources else None
     if not isinstance(layers, tuple) or len(layers) != 1:
         return None

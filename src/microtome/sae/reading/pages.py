@@ -162,15 +162,9 @@ class Dashboard:
         edges, counts = binned(values.tolist())
         blocks: list[Block] = [Histogram(edges, counts, "activation, where active", "tokens")]
         shown = quantile_examples(self.index, number, per_bin=3)
-        for bin_number, words in enumerate(BANDS):
-            there = [e for e in shown if e.quantile == bin_number]
-            if there:
-                limit = float(self.index.largest[number])
-                blocks += [
-                    Heading(f"Examples from the {words} of its range"),
-                    _strips(there, limit),
-                ]
-        return blocks
+        titles = {e.quantile: f"From the {BANDS[e.quantile or 0]} of its range" for e in shown}
+        named = [(e, titles.pop(e.quantile, "")) for e in shown]
+        return [*blocks, _strips([e for e, _ in named], titles=[title for _, title in named])]
 
     def _writes(self, number: int) -> list[Block]:
         try:
@@ -238,7 +232,10 @@ class Dashboard:
             ("model", str(details.get("model") or "")),
             ("fingerprint", str(details.get("fingerprint", ""))[:16]),
             ("coder", str(details.get("coder", ""))[:16]),
+            ("sites", ", ".join(self.coder.origin.sources)),
+            ("text", str(details.get("text", ""))[:16]),
             ("tokens", numbers.count(self.index.n_tokens)),
+            ("context", f"{details.get('context', '')} tokens"),
         ]
 
 
@@ -260,17 +257,18 @@ def short(text: str, most: int = 160) -> str:
     return cut + ("`" if cut.count("`") % 2 else "") + " …"
 
 
-def _strips(examples: Sequence[Example], limit: float | None = None) -> TokenStrips:
+def _strips(examples: Sequence[Example], titles: Sequence[str] = ()) -> TokenStrips:
     strips = [
         TokenStrip(
             (TokenRow("", [compact(t) for t in e.tokens], e.values.tolist()),),
             note=f"{numbers.number(e.activation)} at `{shown_token(e.tokens[e.focus])}`, document "
             f"{e.document}",
+            title=title,
             scale="",
         )
-        for e in examples
+        for e, title in zip(examples, titles or [""] * len(examples), strict=True)
     ]
-    top = limit if limit is not None else max(float(np.abs(e.values).max()) for e in examples)
+    top = max(float(np.abs(e.values).max()) for e in examples)
     return TokenStrips(strips, limit=top, scale="activation")
 
 
