@@ -16,6 +16,7 @@ from microtome.sae.reading.relations import (
     Relation,
     co_occurring,
     correlated,
+    foretells,
     logit_effects,
     neighbors,
 )
@@ -184,9 +185,10 @@ class Dashboard:
             for a, b in zip(up, down, strict=True)
         ]
         edges, counts = binned(effects.tolist())
+        share = foretells(self.index, number, effects)
         return [
             "Its direction through the unembedding, with the mean over tokens taken away: the "
-            "direct path only, before the final norm's scale.",
+            "direct path only, before the final norm's scale. " + _foretold(share),
             Table(("token", "raised by", "token ", "lowered by"), rows),
             Histogram(edges, counts, "effect of one unit on a logit", "tokens", category=1),
         ]
@@ -246,6 +248,16 @@ def _intruder(share: float) -> str:
     return (
         f"The intruder test, which needs no explanation, finds the odd context among five in "
         f"{share:.0%} of the cases; chance is 20 %."
+    )
+
+
+def _foretold(share: float) -> str:
+    """Return whether what a latent raises comes next, in words."""
+    if np.isnan(share):
+        return ""
+    return (
+        "Tokens that come next where it is active are told from those that come next elsewhere by "
+        f"this effect with an area under the ROC curve of {share:.2f}; 0.5 is chance."
     )
 
 
