@@ -165,7 +165,8 @@ class Dashboard:
         shown = quantile_examples(self.index, number, per_bin=3)
         titles = {e.quantile: f"From the {BANDS[e.quantile or 0]} of its range" for e in shown}
         named = [(e, titles.pop(e.quantile, "")) for e in shown]
-        return [*blocks, _strips([e for e, _ in named], titles=[title for _, title in named])]
+        strips = _strips([e for e, _ in named], titles=[title for _, title in named])
+        return [*blocks, Heading("From weak to strong"), strips]
 
     def _writes(self, number: int) -> list[Block]:
         try:

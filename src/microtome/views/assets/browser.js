@@ -264,6 +264,10 @@
 
   for (const root of document.querySelectorAll("[data-browser]")) {
     if (typeof DecompressionStream === "undefined") break;
-    unpacked(root.querySelector(".mt-browser-data").textContent).then((data) => browse(root, data));
+    // The plain table keeps its place, unseen, until the list stands there: nothing flashes.
+    root.classList.add("waiting");
+    unpacked(root.querySelector(".mt-browser-data").textContent)
+      .then((data) => browse(root, data))
+      .finally(() => root.classList.remove("waiting"));
   }
 })();
