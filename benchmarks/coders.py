@@ -63,13 +63,14 @@ def rows(only: Sequence[str] = ()) -> list[Row]:
         found += [
             Row("coders_microtome", activation),
             Row("coders_microtome", activation, "float32"),
+            Row("coders_microtome", activation, "kronecker"),
             Row("coders_raw", activation),
             Row("coders_raw", activation, "bfloat16"),
             Row("saelens", activation),
             Row("saelens", activation, "autocast"),
             Row("dictionary_learning", activation),
         ]
-    found.insert(7, Row("sparsify", "topk"))
+    found.insert(8, Row("sparsify", "topk"))
     return [row for row in found if not only or {row.worker, row.label} & set(only)]
 
 

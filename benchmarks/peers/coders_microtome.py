@@ -1,7 +1,8 @@
 """Sparse coders by microtome, through its public interface.
 
 ``default`` keeps the other workers' schedule, ``own`` is microtome's own one; ``float32`` does
-without products in fewer bits, whatever the processor.
+without products in fewer bits, whatever the processor; ``kronecker`` has an encoder of a quarter of
+the units, eight by eight of which make 64 latents.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Ticks:
 
 def config(task: CoderTask) -> Config:
     """Return the settings of a task."""
-    own = task.variant == "own"
+    own, paired = task.variant == "own", task.variant == "kronecker"
     return Config(
         activation=task.activation,  # type: ignore[arg-type]
         k=task.k,
@@ -63,6 +64,8 @@ def config(task: CoderTask) -> Config:
         warm_up=None if own else task.warm_up,
         decay=0.2 if own else 0.0,
         precision="float32" if task.variant == "float32" else "auto",
+        encoder="kronecker" if paired else "dense",
+        kronecker=(task.d_sae // 64, 8, 8) if paired else None,
     )
 
 
@@ -80,8 +83,8 @@ def main() -> None:
     run = train(SameBatches(values), config(task), progress=Ticks(clock))  # type: ignore[arg-type]
     with torch.no_grad():
         report(
-            task, clock, values, truths, run.sae.weights["W_dec"],
-            lambda rows: reconstruct(run.sae, rows), dead_share=run.summary.dead_share,
+            task, clock, values, truths, run.weights["W_dec"],
+            lambda rows: reconstruct(run, rows), dead_share=run.summary.dead_share,
         )  # fmt: skip
 
 

@@ -41,9 +41,11 @@ WORDS = (
 """What explanations are searched for, one latent each."""
 
 
-def figures(model: Model, coder: SAE, held: list[str], tokens: int) -> SAEEvaluation:
-    """Return a coder's figures beside its baselines on held-out text."""
-    return evaluate(model, coder, held, tokens=tokens)
+def figures(
+    model: Model, coder: SAE, held: list[str], tokens: int, twin: SAE | None = None
+) -> SAEEvaluation:
+    """Return a coder's figures beside its baselines, and the twin's coder, on held-out text."""
+    return evaluate(model, coder, held, tokens=tokens, twin=twin)
 
 
 def named(model: Model, coder: SAE, held: list[str], tokens: int) -> list[dict[str, Any]]:
@@ -236,15 +238,11 @@ def main() -> None:
     facts: dict[str, Any] = {"held-out tokens": asked.tokens}
     for k in asked.k:
         coder = load(asked.run / f"k{k}" / "sae")
-        table = figures(model, coder, held, asked.tokens).to_frame()
+        own = asked.twin if k == asked.chosen else None
+        twin = None if own is None else load(own / f"k{k}" / "sae")
+        table = figures(model, coder, held, asked.tokens, twin).to_frame()
         print(f"k {k}\n{table.T.to_string()}", flush=True)
         facts[f"k{k}"] = table.reset_index()
-    if asked.twin:
-        coder = load(asked.twin / f"k{asked.chosen}" / "sae")
-        with model.twin(Recipe().seed):
-            table = evaluate(model, coder, held, tokens=asked.tokens, baselines=False).to_frame()
-        print(f"twin\n{table.T.to_string()}", flush=True)
-        facts["twin"] = table.reset_index()
     coder = load(asked.run / f"k{asked.chosen}" / "sae")
     facts["steering"] = steering(model, coder, held)
     print(facts["steering"], flush=True)

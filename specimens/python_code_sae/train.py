@@ -17,8 +17,7 @@ import torch
 import microtome as mt
 from microtome.cli.bars import Bars
 from microtome.core.seeds import rng
-from microtome.sae import ActivationStore, Config, Origin, harvest, save, train
-from microtome.sae.results import Training
+from microtome.sae import SAE, ActivationStore, Config, Origin, harvest, save, train
 from microtome.tracing.model import Model
 from specimens.python_code.corpus import standard_library
 from specimens.python_code.generated import Writer, identifiers
@@ -87,12 +86,15 @@ def activations(recipe: Recipe, model: Model, folder: Path) -> ActivationStore:
         )
 
 
-def trained(recipe: Recipe, store: ActivationStore, model: Model, k: int, folder: Path) -> Training:
-    """Train one coder, or go on with it."""
+def trained(
+    recipe: Recipe, store: ActivationStore, model: Model, k: int, folder: Path, *, twin: bool
+) -> SAE:
+    """Train one coder, or go on with it; the twin's says which twin it is of."""
     config = Config(
         activation="batchtopk", k=k, d_sae=recipe.d_sae, steps=recipe.steps, seed=recipe.seed
     )
-    origin = Origin((recipe.site,), (recipe.site,), "python-code", model.fingerprint)
+    details = {"twin": recipe.seed} if twin else {}
+    origin = Origin((recipe.site,), (recipe.site,), "python-code", model.fingerprint, details)
     with Bars() as bars:
         return train(store, config, folder=folder, origin=origin, progress=bars)
 
@@ -113,8 +115,8 @@ def main() -> None:
     with scope:
         store = activations(recipe, model, asked.out / "activations")
         for k in asked.k:
-            found = trained(recipe, store, model, k, asked.out / f"k{k}")
-            save(found.sae, asked.out / f"k{k}" / "sae")
+            found = trained(recipe, store, model, k, asked.out / f"k{k}", twin=asked.twin)
+            save(found, asked.out / f"k{k}" / "sae")
             s = found.summary
             print(f"k {k}: FVU {s.fvu:.4f}, L0 {s.l0:.1f}, dead {s.dead_share:.3f}", flush=True)
 

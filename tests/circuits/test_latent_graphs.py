@@ -16,6 +16,7 @@ from microtome.circuits.latent_graphs.influence import influences, shares, small
 from microtome.circuits.latent_graphs.results import KINDS
 from microtome.errors import ConfigError, FormatError, ModelSupportError, UnknownNameError
 from microtome.models.families import build
+from microtome.sae import SAE, Architecture
 from microtome.tracing.model import Model
 from microtome.tracing.opening import load
 
@@ -39,6 +40,23 @@ def coded() -> Model:
 @cache
 def whole() -> LatentGraph:
     return latent_graph(coded(), PROMPT, name="tc", max_logits=4)
+
+
+@cache
+def cross_layer() -> Model:
+    """A cross-layer transcoder with random weights over both MLPs of a small GPT-2."""
+    sites = {"sources": (32, 32), "targets": (32, 32), "activation": "relu"}
+    make = Architecture(64, 48, reach="later", center=False, **sites)  # type: ignore[arg-type]
+    coder = SAE(make, seed=3)
+    with torch.no_grad():
+        for name in ("b_enc", "b_dec"):
+            coder.weights[name] += 0.1 * torch.linspace(-2, 1, len(coder.weights[name]))
+    return code_model().attach("clt", coder, at="mlp.in", to="mlp.out")
+
+
+@cache
+def across() -> LatentGraph:
+    return latent_graph(cross_layer(), PROMPT, name="clt", max_logits=4)
 
 
 class ByHand:
@@ -126,6 +144,90 @@ class ByHand:
                 number = int(graph.numbers[node])
                 latents[block][place, number] = self.latents[block][place, number]
         return embedding, latents, errors
+
+
+class AcrossByHand(ByHand):
+    """The same with a cross-layer transcoder: an MLP is what latents of all blocks so far give."""
+
+    def __init__(self, model: Model, prompt: str) -> None:
+        self.coder = model.attached("clt")
+        w = [{n: p.detach().double() for n, p in one.codec.weights.items()} for one in self.coder]  # type: ignore[attr-defined]
+        self.weights = w
+        first = w[0]["W_dec"]
+        self.decoders = {(0, 0): first[:, :32], (0, 1): first[:, 32:], (1, 1): w[1]["W_dec"]}
+        super().__init__(model, prompt)
+        self.errors = [
+            self.at[f"blocks.{n}.mlp.out"] - self.standing(n, self.latents) for n in range(2)
+        ]
+
+    def made(self, n: int, latents: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(read)
+
+    def standing(self, n: int, latents: list[torch.Tensor]) -> torch.Tensor:
+        bias = self.weights[n]["b_dec"][:32]
+        return bias + sum(latents[m] @ self.decoders[m, n] for m in range(n + 1))
+
+    def __call__(self, embedding, latents, errors):  # type: ignore[no-untyped-def]
+        given = [self.standing(n, latents) + errors[n] for n in range(2)]
+        return super().__call__(embedding, latents, given)
+
+    def values(self, embedding, latents, errors, graph: LatentGraph) -> np.ndarray:  # type: ignore[no-untyped-def]
+        read, final = self(embedding, latents, errors)
+        logits = final[-1] @ self.model.module.lm_head.weight.detach().double().T
+        found = []
+        for n in graph.targets:
+            block, number = int(graph.blocks[n]), int(graph.numbers[n])
+            if block == 2:
+                found.append(logits[number] - logits.mean())
+            else:
+                w = self.weights[block]
+                row = read[block][graph.positions[n]]
+                found.append(row @ w["W_enc"][number] + w["b_enc"][number])
+        return torch.stack(found).numpy()
+
+
+def test_every_edge_of_a_cross_layer_transcoder_equals_dense_linear_algebra() -> None:
+    graph, hand = across(), AcrossByHand(cross_layer(), PROMPT)
+    none = hand.values(*hand.only(graph, None), graph)
+    np.testing.assert_allclose(graph.bias, none, atol=1e-4)
+    sources = [n for n in range(len(graph)) if KINDS[graph.kinds[n]] != "logit"]
+    assert len(sources) > 60
+    for node in sources:
+        alone = hand.values(*hand.only(graph, node), graph) - none
+        np.testing.assert_allclose(graph.effects[:, node], alone, atol=1e-4)
+    np.testing.assert_allclose(
+        graph.effects.sum(1) + graph.bias, graph.activations[graph.targets], atol=1e-4
+    )
+    assert graph.unsummed < 1e-5
+    # a latent of block 0 acts on the logits through both MLPs: more than through its own alone
+    last = graph.positions == graph.positions.max()
+    latents = np.flatnonzero(graph.of_kind("latent") & (graph.blocks == 0) & last)
+    rows = np.flatnonzero(graph.of_kind("logit")[graph.targets])
+    hand.decoders[0, 1] = torch.zeros_like(hand.decoders[0, 1])
+    own = hand.values(*hand.only(graph, int(latents[0])), graph) - hand.values(
+        *hand.only(graph, None), graph
+    )
+    assert not np.allclose(own[rows], graph.effects[rows, latents[0]], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
+def test_cross_layer_graphs_of_other_families_add_up(family: str) -> None:
+    model = load(build(family))
+    assert model.anatomy is not None
+    width, layers = model.anatomy.d_model, model.anatomy.n_layers
+    make = Architecture(
+        width * layers, 10 * layers, activation="batchtopk", k=4 * layers, reach="later",
+        sources=(width,) * layers, targets=(width,) * layers, center=False, skip=True,
+    )  # fmt: skip
+    coder = SAE(make)
+    with torch.no_grad():
+        for n, part in enumerate(make.source_slices):  # each source has a way past to later targets
+            coder.weights["W_skip"][part.start :, part] = 0.05 * (n + 1)
+    model = model.attach("clt", coder, at="mlp.in", to="mlp.out")
+    graph = latent_graph(model, [1, 2, 3, 4], name="clt", max_logits=2)
+    assert graph.unsummed < 1e-4
+    assert graph.followed > 0
+    assert 0 < graph.replacement < 1
 
 
 def test_every_edge_equals_dense_linear_algebra() -> None:
@@ -259,8 +361,9 @@ def test_pruning_by_hand() -> None:
     np.testing.assert_allclose(found, [0.75, 0.75, 0.25])
 
 
-def test_a_graph_survives_circuit_tracer_json(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    graph = whole().prune()
+@pytest.mark.parametrize("made", [whole, across])
+def test_a_graph_survives_circuit_tracer_json(tmp_path, made) -> None:  # type: ignore[no-untyped-def]
+    graph = made().prune()
     graph = LatentGraph(**{**vars(graph), "labels": {f"0/{n}": f"label {n}" for n in range(24)}})
     document = exchange.latents_as_graph(graph, slug="quotes")
     place = exchange.write_attribution_graph(tmp_path, document)
@@ -309,6 +412,10 @@ def test_wrong_usage() -> None:
         whole().prune(nodes=0)
     with pytest.raises(UnknownNameError, match="L9.9@9"):
         whole().node("L9.9@9")
+    make = Architecture(64, 8, sources=(32, 32), targets=(32, 32))
+    cross = code_model().attach("cross", SAE(make), at="resid_post")
+    with pytest.raises(ConfigError, match="reads 2 sites together"):
+        latent_graph(cross, PROMPT, name="cross")
     sae = code_model().attach("sae", DenseSAE(32, 8), at="blocks.0.resid_post")
     with pytest.raises(ConfigError, match="needs transcoders of MLPs"):
         latent_graph(sae, PROMPT, name="sae")

@@ -16,6 +16,7 @@ from microtome.circuits.judging.protocol import level_of
 from microtome.circuits.references import Ablation, site_means
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, UnknownNameError
+from microtome.sae import SAE, Architecture
 from microtome.tracing.model import Model
 from microtome.tracing.sites import at
 
@@ -109,6 +110,61 @@ def test_a_codec_between_blocks_is_run_whole() -> None:
     kept = frozenset(ablator.universe[:5])
     fast = ablator.run([kept])["logit_difference"][0]
     np.testing.assert_allclose(fast, slowly(model, examples, kept, "zero"), rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+def test_coders_of_several_sites_are_run_like_others(ablation: Ablation) -> None:
+    sites = {"sources": (32, 32), "targets": (32, 32), "activation": "relu"}
+    clt = SAE(Architecture(64, 20, reach="later", center=False, **sites), seed=1)  # type: ignore[arg-type]
+    cross = SAE(Architecture(64, 12, **sites), seed=2)  # type: ignore[arg-type]
+    model = code_model().attach("clt", clt, at="mlp.in", to="mlp.out")
+    model = model.attach("cross", cross, at="resid_post")
+    examples = some(model)
+    ablator = LatentAblator(model, examples, ablation=ablation)
+    # the error of the first stream lies before the crosscoder's latents and cannot be changed
+    assert len(ablator.universe) == 20 + 2 + 12 + 1
+    random = rng(0, "circuits")
+    circuits = [
+        frozenset(p for p in ablator.universe if random.random() < share) for share in (0.3, 0.8)
+    ]
+    fast = ablator.run(circuits)["logit_difference"]
+    for row, circuit in zip(fast, circuits, strict=True):
+        wanted = slowly(model, examples, circuit, ablation)
+        np.testing.assert_allclose(row, wanted, rtol=2e-4, atol=1e-4)
+    scores = latent_support(model, examples, ablation=ablation)
+    assert scores.names == ablator.universe
+    everything = frozenset(ablator.universe)
+    ran = ablator.run([everything, *(everything - {p} for p in ablator.universe)])
+    exact = (ran["logit_difference"][0] - ran["logit_difference"][1:]).mean(1)
+    assert np.corrcoef(exact, scores.mean)[0, 1] > 0.6
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_parts_that_give_what_ablates_them_are_not_run(ablation: Ablation, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    model = code_model().attach("sae", TopKSAE(32, 60, seed=1), at="blocks.0.resid_post")
+    late = model.attach("late", TopKSAE(32, 60, seed=2), at="blocks.1.resid_post")
+    for coded, latents in ((model, 60), (late, 120)):
+        examples = some(coded)
+        ablator = LatentAblator(coded, examples, ablation=ablation)
+        ran: list[int] = []
+        run_group = LatentAblator._run_group
+
+        def counted(self, group, cuts, chosen, ran=ran, run_group=run_group):  # type: ignore[no-untyped-def]
+            ran.append(len(cuts))
+            return run_group(self, group, cuts, chosen)
+
+        monkeypatch.setattr(LatentAblator, "_run_group", counted)
+        everything = frozenset(ablator.universe)
+        alone = [everything - {part} for part in ablator.universe]
+        values = ablator.run([everything, *alone])["logit_difference"]
+        monkeypatch.undo()
+        groups = len(ablator._groups)
+        # latents of a codec behind another one may wake up when that one is ablated
+        assert sum(ran) / groups < latents - 10
+        same = [n for n, row in enumerate(values[1:]) if (row == values[0]).all()]
+        for n in [*same[:2], 3, len(alone) - 2]:
+            by_hand = slowly(coded, examples, alone[n], ablation)
+            np.testing.assert_allclose(values[1 + n], by_hand, rtol=2e-4, atol=1e-4)
 
 
 def test_support_is_the_slope_and_ranks_like_exact_ablation() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from tests.small import code_model, interruptible, save_model
 
+from microtome.sae import SAE, Architecture, Origin, save
+
 SHORT = ["--n", "60", "--nulls", "1", "--threads", "1"]
 
 
@@ -98,6 +100,15 @@ def test_a_model_that_does_not_show_the_behavior_exits_with_one(
     )
     assert result.returncode == 1 and "nothing to explain" in result.stdout
     assert (tmp_path / "r/report.html").is_file()
+
+
+def test_dissect_says_that_a_coder_is_of_another_model(folder: Path, tmp_path: Path) -> None:
+    site = ("blocks.0.resid_post",)
+    make = Architecture(32, 8, activation="topk", k=2)
+    coder = SAE(make, origin=Origin(site, site, "other", "0" * 64))
+    command = ["dissect", str(folder), "quote-closing", "--out", str(tmp_path / "r"), *SHORT]
+    result = microtome(*command, "--sae", str(save(coder, tmp_path / "sae")))
+    assert result.returncode == 1 and "fingerprint 000000000000" in result.stderr
 
 
 def test_bad_models(folder: Path, tmp_path: Path) -> None:

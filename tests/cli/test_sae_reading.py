@@ -56,6 +56,19 @@ def test_eval_prints_the_coder_beside_its_baselines(
     assert (tmp_path / "e.json").is_file()
 
 
+def test_eval_trains_the_twins_coder_once(coder: Path, text: Path, tmp_path: Path) -> None:
+    words = ["sae", "eval", "python-code", coder, text, "--tokens", 300, "--json"]
+    words += ["--twin", tmp_path / "twin", "--twin-steps", 2, "--baseline", "random"]
+    first = run(*words)
+    assert [r["coder"] for r in json.loads(first.stdout)] == ["sae", "random", "twin"]
+    assert load(tmp_path / "twin" / "sae").origin.details["twin"] == 0
+    written = (tmp_path / "twin" / "sae" / "sae.json").stat().st_mtime_ns
+    assert run(*words).stdout == first.stdout
+    assert (tmp_path / "twin" / "sae" / "sae.json").stat().st_mtime_ns == written
+    refused = run(*words[:-2], "--baseline", "neurons", code=2)
+    assert "no baseline 'neurons'" in str(refused.exception)
+
+
 def test_latents_are_listed_from_a_kept_index(coder: Path, text: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     first = run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from microtome.sae import ActivationStore, Config, Training, train
+from microtome.sae import SAE, ActivationStore, Config, train
 
 CONFIG = Config(
     d_sae=96,
@@ -29,7 +29,7 @@ def data(seed: int = 0) -> torch.Tensor:
     return on * torch.rand(2000, 48, generator=generator) @ directions + 0.3
 
 
-def run(folder: Path | None, config: Config = CONFIG) -> Training:
+def run(folder: Path | None, config: Config = CONFIG) -> SAE:
     """Train, or go on."""
     return train(ActivationStore.of(data()), config, folder=folder, checkpoint_seconds=0)
 

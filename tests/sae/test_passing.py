@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.sae import dense
 
-from microtome.sae import SAE, Architecture, selection
-from microtome.sae.estimation import estimator, fastest_precision
+from microtome.sae import SAE, Architecture, products, selection
+from microtome.sae.estimation import ByteProduct, estimator, fastest_precision
 from microtome.sae.passing import Full, Kept, forward, jump, step
 from microtome.sae.selection import Selector
 
@@ -17,7 +17,7 @@ MAKES = dense.makes()
 @pytest.fixture(params=MAKES)
 def coder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SAE:
     monkeypatch.setattr(selection, "DENSEST", 1.0)
-    monkeypatch.setattr(selection, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(products, "BLOCK_ROWS", 4)
     return dense.noisy(MAKES[request.param])
 
 
@@ -137,7 +137,7 @@ def test_batch_top_k_keeps_no_more_than_what_is_positive() -> None:
 def test_estimates_only_propose(
     activation: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.setattr(products, "ESTIMATED_WEIGHTS", 1)
     make = Architecture(64, 2048, activation=activation, k=8)  # type: ignore[arg-type]
     coder = SAE(make)
     x = torch.randn(900, 64, generator=torch.Generator().manual_seed(0))
@@ -153,8 +153,8 @@ def test_estimates_only_propose(
 
 
 def test_estimates_that_miss_too_much_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
-    monkeypatch.setattr(selection, "ESTIMATED_ROWS", 1)
+    monkeypatch.setattr(products, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.setattr(products, "ESTIMATED_ROWS", 1)
     make = Architecture(64, 2048, activation="topk", k=8)
     coder = SAE(make)
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
@@ -179,8 +179,8 @@ def test_estimates_are_the_product_but_for_rounding(precision: str) -> None:
 
 
 def test_without_such_products_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
-    monkeypatch.delattr(torch, "quantize_per_tensor")
+    monkeypatch.setattr(products, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.setattr(ByteProduct, "of", staticmethod(lambda *_: None))
     make = Architecture(64, 2048, activation="topk", k=8)
     coder = SAE(make)
     x = torch.randn(900, 64, generator=torch.Generator().manual_seed(0))

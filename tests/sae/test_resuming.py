@@ -18,7 +18,7 @@ import torch
 from tests.sae import killed
 
 from microtome.errors import ConfigError, DataError, FormatError, OutputError, TrainingError
-from microtome.sae import ActivationStore, Config, Training, selection, train
+from microtome.sae import SAE, ActivationStore, Config, selection, train
 from microtome.sae.checkpoints import FILE, Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,10 +35,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def same(left: Training, right: Training) -> None:
+def same(left: SAE, right: SAE) -> None:
     """Require the same bits in every weight, and the same metrics but for the time."""
-    for name, weight in left.sae.weights.items():
-        assert torch.equal(weight, right.sae.weights[name]), name
+    for name, weight in left.weights.items():
+        assert torch.equal(weight, right.weights[name]), name
     assert (left.summary.fvu, left.summary.l0) == (right.summary.fvu, right.summary.l0)
     times = ["seconds", "seconds_left"]
     tables = [run.summary.history.drop(columns=times) for run in (left, right)]

@@ -204,3 +204,14 @@ def test_matryoshka_groups_of_dictionary_learning_become_prefixes(tmp_path: Path
     coder = load(place)
     assert coder.architecture == Architecture(6, 12, activation="batchtopk", k=3, prefixes=(4, 12))
     assert isinstance(coder, SAE)
+
+
+def test_a_coder_that_bfloat16_changes_can_be_rounded_first(tmp_path: Path) -> None:
+    coder = made("jumprelu")
+    with pytest.raises(FormatError, match=r"dtype='float16'.*coder\.bfloat16\(\)\.float\(\)"):
+        save(coder, tmp_path / "a", dtype="bfloat16")
+    save(coder, tmp_path / "b", dtype="float16")
+    rounded = made("jumprelu").bfloat16().float()
+    again = load(save(rounded, tmp_path / "c", dtype="bfloat16"))
+    for name, weight in rounded.weights.items():
+        assert torch.equal(again.weights[name], weight), name

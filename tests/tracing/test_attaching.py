@@ -10,6 +10,7 @@ from tests.codecs import DenseSAE, SkipTranscoder, Squares, TopKSAE
 from torch import nn
 
 from microtome.errors import (
+    ConfigError,
     HookError,
     SiteError,
 )
@@ -464,3 +465,20 @@ def test_a_target_without_its_source_is_an_error() -> None:
     assert not torch.equal(whole.logits, base.logits)  # type: ignore[arg-type]
     with pytest.raises(HookError, match="without"):
         model.replay(base, 0, base.streams[0], rows=rows, interventions=change)
+
+
+def test_a_transcoder_may_write_the_stream_of_its_own_block() -> None:
+    model = plain()
+    width = model.anatomy.d_model  # type: ignore[union-attr]
+    ends = {"at": "blocks.0.mlp.in", "to": "blocks.0.resid_post"}
+    found = model.attach("tc", DenseSAE(width, 8), **ends)
+    untouched = model.module(TOKENS).logits
+    change = at("blocks.0.mlp.in/tc[latent=2]")
+    same = found.trace(TOKENS, interventions=[change.scale(1.0)]).logits
+    assert torch.equal(same, untouched)  # type: ignore[arg-type]
+    moved = found.trace(TOKENS, interventions=[change.add(2.0)]).logits
+    direction = 2 * codec(found, "tc").w_dec[2].detach()
+    wanted = model.trace(TOKENS, interventions=[at("blocks.0.resid_post").add(direction)]).logits
+    torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="does not lie behind"):
+        model.attach("tc", DenseSAE(width, 8), at="blocks.0.resid_post", to="blocks.0.mlp.out")

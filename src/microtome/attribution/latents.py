@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from microtome.attribution.confirmed import Confirmed
+from microtome.attribution.confirmed import Confirmed, by_block, confirmed, prepared
 from microtome.attribution.corpus import Texts, encoded, windows_of
 from microtome.attribution.neurons import mean_effects
 from microtome.attribution.patching import single_row
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.metrics import Metric
 from microtome.core.progress import Progress, quiet
-from microtome.core.provenance import Provenance, collect
+from microtome.core.provenance import collect
 from microtome.errors import ConfigError, EmptyDataError, SiteError
 from microtome.sweeps.latents import codecs_at
 from microtome.sweeps.planning import sweep
@@ -33,46 +33,26 @@ WINDOW = 128
 """Tokens that are read together of other texts, at most."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LatentEffects(Confirmed):
     """What the latents with the largest attribution do when each of them alone is patched.
 
     Attributes:
         sites: Site of each latent, ``blocks.3.resid_post/sae``.
         latents: Number of each latent, strongest estimate first.
-        estimated: Estimated mean change of the metric, first order ``[latent]``.
-        values: The metric with the latent patched, exact ``[example, latent]``.
-        base: Metric of the run that was changed ``[example]``.
-        source: Metric of the run that was patched in ``[example]``.
-        clusters: Cluster of each example.
         elsewhere: Share of the other texts' tokens on which each is active ``[latent]``; NaN where
             none were given.
         elsewhere_tokens: How many tokens of other texts were read.
         most_elsewhere: Share beyond which a latent was left out.
         left_out: How many latents with a larger estimate than the last one here were left out.
-        considered: How many latents were ranked.
-        metric: Name of the metric.
-        method: How they were ranked.
-        certificate: How the exact values were checked against the naive way.
-        provenance: Model, versions.
     """
 
     sites: tuple[str, ...]
     latents: tuple[int, ...]
-    estimated: np.ndarray
-    values: np.ndarray
-    base: np.ndarray
-    source: np.ndarray
-    clusters: tuple[str, ...]
     elsewhere: np.ndarray
     elsewhere_tokens: int
     most_elsewhere: float
     left_out: int
-    considered: int
-    metric: str
-    method: str
-    certificate: Mapping[str, Any]
-    provenance: Provenance | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each latent: estimated and exact effect, and its share elsewhere."""
@@ -123,7 +103,7 @@ def top_latents(
         SiteError: If the site is not that of latents.
     """
     _check(k, steps, most_elsewhere)
-    examples = _prepared(model, behavior)
+    examples = prepared(model, behavior)
     places = _places(model, at(site))
     chosen = single_row(metric, "Latent attribution")
     estimates = mean_effects(model, chosen, examples, list(places.items()), base, steps, 32)
@@ -135,30 +115,21 @@ def top_latents(
         share = np.concatenate([shares[places[layer]] for layer in estimates])
     picked, left_out = _picked(strength, share, k, most_elsewhere, str(site))
     top = [units[n] for n in picked]
-    by_block = {layer: sorted(n for there, n in top if there == layer) for layer, _ in top}
-    swept = Site(at(site).name, tuple(sorted(by_block)))
     exact = sweep(
-        model, examples, swept, base=base, metric=metric, latents=by_block, seed=seed,
-        progress=progress,
+        model, examples, Site(at(site).name, tuple(sorted({layer for layer, _ in top}))),
+        base=base, metric=metric, latents=by_block(top), seed=seed, progress=progress,
     )  # fmt: skip
     settings = {"site": str(site), "k": k, "base": base, "codecs": fingerprints(model.codecs)}
     return LatentEffects(
         sites=tuple(places[layer] for layer, _ in top),
         latents=tuple(n for _, n in top),
-        estimated=strength[picked],
-        values=np.stack([exact.values.sel(layer=b, latent=n).to_numpy() for b, n in top], axis=1),
-        base=exact.base,
-        source=exact.source,
-        clusters=exact.clusters,
         elsewhere=share[picked],
         elsewhere_tokens=tokens,
         most_elsewhere=most_elsewhere,
         left_out=left_out,
         considered=len(units),
-        metric=exact.metric,
-        method="attribution patching" if steps == 1 else f"integrated gradients, {steps} steps",
-        certificate=exact.certificate,
         provenance=collect(model, settings, seed=seed),
+        **confirmed(exact, top, strength[picked], axis="latent", steps=steps),
     )
 
 
@@ -196,13 +167,6 @@ def active_shares(
                 counts[site] = counts[site] + new if site in counts else new
         tokens += sum(len(w.ids) - w.fresh for w in part)
     return {site: count / tokens for site, count in counts.items()}, tokens
-
-
-def _prepared(model: Model, behavior: Behavior | Examples) -> Examples:
-    examples = behavior.prepare(model) if isinstance(behavior, Behavior) else behavior
-    if len(examples) == 0:
-        raise EmptyDataError("There are no examples.")
-    return examples
 
 
 def _check(k: int, steps: int, most_elsewhere: float) -> None:

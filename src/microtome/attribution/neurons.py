@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from microtome.attribution.confirmed import Confirmed
+from microtome.attribution.confirmed import Confirmed, by_block, confirmed, prepared
 from microtome.attribution.patching import integrated, single_row, slopes_of
 from microtome.behaviors.behavior import Behavior
 from microtome.behaviors.evaluate import batches
 from microtome.behaviors.metrics import LastTokenMetric, Metric
 from microtome.core.progress import Progress, quiet
-from microtome.core.provenance import Provenance, collect
-from microtome.errors import ConfigError, EmptyDataError, ModelSupportError
+from microtome.core.provenance import collect
+from microtome.errors import ConfigError, ModelSupportError
 from microtome.sweeps.planning import sweep
 from microtome.tracing.catalog import require_anatomy
 
@@ -26,37 +25,17 @@ if TYPE_CHECKING:
     from microtome.tracing.model import Model
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class NeuronEffects(Confirmed):
     """What the neurons with the largest attribution do when each of them alone is patched.
 
     Attributes:
         layers: Block of each neuron.
         neurons: Number of each neuron, strongest estimate first.
-        estimated: Estimated mean change of the metric, first order ``[neuron]``.
-        values: The metric with the neuron patched, exact ``[example, neuron]``.
-        base: Metric of the run that was changed ``[example]``.
-        source: Metric of the run that was patched in ``[example]``.
-        clusters: Cluster of each example.
-        considered: How many neurons were ranked.
-        metric: Name of the metric.
-        method: How they were ranked.
-        certificate: How the exact values were checked against the naive way.
-        provenance: Model, versions.
     """
 
     layers: tuple[int, ...]
     neurons: tuple[int, ...]
-    estimated: np.ndarray
-    values: np.ndarray
-    base: np.ndarray
-    source: np.ndarray
-    clusters: tuple[str, ...]
-    considered: int
-    metric: str
-    method: str
-    certificate: Mapping[str, Any]
-    provenance: Provenance | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each neuron: estimated and exact effect, with its interval."""
@@ -188,33 +167,21 @@ def top_neurons(
     """
     if top < 1:
         raise ConfigError(f"top={top}; expected at least 1.")
-    examples = behavior.prepare(model) if isinstance(behavior, Behavior) else behavior
-    if len(examples) == 0:
-        raise EmptyDataError("There are no examples.")
+    examples = prepared(model, behavior)
     estimates = neuron_attribution(model, examples, metric=metric, base=base, steps=steps)
     named = [(layer, n) for layer, found in estimates.items() for n in range(len(found))]
     strength = np.concatenate(list(estimates.values()))
     order = np.argsort(-np.abs(strength), kind="stable")[:top]
     chosen = [named[int(i)] for i in order]
-    by_block = {layer: sorted(n for at, n in chosen if at == layer) for layer, _ in chosen}
     exact = sweep(
         model, examples, "mlp.act", over="neuron", base=base, metric=metric,
-        neurons=by_block, seed=seed, progress=progress,
+        neurons=by_block(chosen), seed=seed, progress=progress,
     )  # fmt: skip
     settings = {"top": top, "base": base, "steps": steps}
     return NeuronEffects(
         layers=tuple(layer for layer, _ in chosen),
         neurons=tuple(n for _, n in chosen),
-        estimated=strength[order],
-        values=np.stack(
-            [exact.values.sel(layer=layer, neuron=n).to_numpy() for layer, n in chosen], axis=1
-        ),
-        base=exact.base,
-        source=exact.source,
-        clusters=exact.clusters,
         considered=len(named),
-        metric=exact.metric,
-        method="attribution patching" if steps == 1 else f"integrated gradients, {steps} steps",
-        certificate=exact.certificate,
         provenance=collect(model, settings, seed=seed),
+        **confirmed(exact, chosen, strength[order], axis="neuron", steps=steps),
     )

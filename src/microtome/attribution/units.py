@@ -13,7 +13,8 @@ from torch import Tensor
 from microtome.core.seeds import rng
 from microtome.errors import SelectorError, ShapeError, SiteError
 from microtome.tracing.catalog import require_anatomy
-from microtome.tracing.sites import Site, Span, at
+from microtome.tracing.indices import Span
+from microtome.tracing.sites import Site, at
 
 if TYPE_CHECKING:
     from microtome.tracing.model import Model

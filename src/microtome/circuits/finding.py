@@ -21,6 +21,12 @@ from microtome.circuits.edges.attribution import (
 from microtome.circuits.edges.exact import exact_edges
 from microtome.circuits.edges.information_flow import information_flow
 from microtome.circuits.edges.mask_gradients import mask_gradients
+from microtome.circuits.latent_edges.scoring import (
+    NODES,
+    Nodes,
+    exact_latent_edges,
+    latent_edge_support,
+)
 from microtome.circuits.latents import exact_latents, latent_support
 from microtome.circuits.neurons import NeuronAblator, neuron_support
 from microtome.circuits.places import split_of
@@ -128,11 +134,12 @@ def find(
             ``mask-ig``, ``information-flow``, ``exact-edges``, ``acdc``, ``edge-pruning``, ``ugs``,
             ``rank-ensemble`` or (patented, it writes a notice) ``relp`` for edges.
         level: What is scored: ``node`` (heads and MLPs), ``neuron`` (heads and neurons), ``latent``
-            (latents and errors of attached codecs), ``edge``, ``role-edge`` or ``position-edge``
+            (latents and errors of attached codecs), ``latent-edge`` (edges between them, of the
+            latents that ``nodes=`` keeps apart), ``edge``, ``role-edge`` or ``position-edge``
             (edges told apart by role or position, the same as ``split="role"`` or
             ``split="position"``); by default what the method scores.
         options: Of the method: ``metric``, ``ablation``, and where it has them ``split``,
-            ``reference``, ``steps``, ``seed`` and others.
+            ``reference``, ``steps``, ``nodes``, ``seed`` and others.
 
     Returns:
         :class:`microtome.attribution.ComponentScores` of nodes or latents, or
@@ -178,20 +185,33 @@ def options_for(finder: Finder, level: Level) -> dict[str, Any]:
     wanted: dict[str, Any] = {}
     if split_of(level) is not None:
         wanted = {"split": split_of(level)}
-    elif level in ("neuron", "latent"):
+    elif level in ("neuron", "latent", "latent-edge"):
         wanted = {"level": level}
-    same = level.endswith("edge") == (finder.level == "edge")
+    same = _of_edges(level) == (finder.level == "edge")
     if not same or any(name not in taken for name in wanted):
         able = [
             other.name
             for other in FINDERS.values()
-            if level.endswith("edge") == (other.level == "edge")
+            if _of_edges(level) == (other.level == "edge")
             and all(name in inspect.signature(other.run).parameters for name in wanted)
         ]
         raise ConfigError(
             f"method={finder.name!r} scores no {level}s; those that do are {', '.join(able)}."
         )
     return wanted
+
+
+def _require_latents(level: Level, nodes: Nodes | None, steps: int = 1) -> None:
+    """Refuse options that only latents have."""
+    if nodes is not None and level != "latent-edge":
+        raise ConfigError(f"nodes={nodes!r} with level={level!r}; only latent-edge has them.")
+    if steps != 1 and level not in ("latent", "latent-edge"):
+        raise ConfigError(f"steps={steps} with level={level!r}; only latents and their edges do.")
+
+
+def _of_edges(level: Level) -> bool:
+    """Return whether the finders of edges of the component graph score parts of a level."""
+    return level.endswith("edge") and level != "latent-edge"
 
 
 def _attribution(
@@ -201,12 +221,19 @@ def _attribution(
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
     level: Level = "node",
+    nodes: Nodes | None = None,
+    steps: int = 1,
 ) -> ComponentScores:
     # both ends are runs of prompts, whatever ablated nodes give elsewhere
     check_ablation(ablation)
     chosen = single_row(metric, "Attribution")
+    _require_latents(level, nodes, steps)
+    if level == "latent-edge":
+        return latent_edge_support(
+            model, examples, nodes=nodes or NODES, metric=chosen, ablation=ablation, steps=steps
+        )
     if level == "latent":
-        return latent_support(model, examples, metric=chosen, ablation=ablation)
+        return latent_support(model, examples, metric=chosen, ablation=ablation, steps=steps)
     if level == "neuron":
         names, found = neuron_support(model, examples, metric=chosen)
         return _scores(model, names, found, "attribution", chosen.name)
@@ -221,8 +248,14 @@ def _exact(
     metric: str | Metric = "logit_difference",
     ablation: Ablation = "resample",
     level: Level = "node",
+    nodes: Nodes | None = None,
 ) -> ComponentScores:
     name = single_row(metric, "Exact node patching").name
+    _require_latents(level, nodes)
+    if level == "latent-edge":
+        return exact_latent_edges(
+            model, examples, nodes=nodes or NODES, metric=metric, ablation=ablation
+        )
     if level == "latent":
         return exact_latents(model, examples, metric=metric, ablation=ablation)
     if level == "neuron":

@@ -19,7 +19,7 @@ _NAME = re.compile(
     r"(?P<end>embed|logits)"
     r"|a(?P<attention>\d+)\.(?P<letter>[hg])(?P<head>\d+)"
     r"|m(?P<mlp>\d+)(?:\.n(?P<neuron>\d+)|\.rest)?"
-    r"|(?:blocks\.(?P<block>\d+)\.)[\w.]+/(?P<sae>[\w-]+)(?:\[latent=(?P<latent>\d+)\]|\.error)"
+    r"|(?:blocks\.(?P<block>\d+)\.)[\w.]+/(?P<sae>[\w-]+)(?:\[latent=(?P<latent>\d+)\]|\.error|\.rest)"
 )
 
 
@@ -30,10 +30,11 @@ class Part:
     Attributes:
         node: Its name without port: ``a3.h1``, ``a3.g0``, ``m3``, ``m3.n17``, ``m3.rest`` (its
             other neurons), ``embed``, ``blocks.3.mlp.out/NAME[latent=17]``,
-            ``blocks.3.mlp.out/NAME.error``; with the place behind ``@`` where there is one.
+            ``blocks.3.mlp.out/NAME.error``, ``blocks.3.mlp.out/NAME.rest`` (its other latents);
+            with the place behind ``@`` where there is one.
         kind: What it is; ``group`` is a key/value group.
         layer: Its block; 0 for embeddings and logits.
-        index: Number of the head, group, neuron or latent; -1 for an error.
+        index: Number of the head, group, neuron or latent; -1 for an error or a rest.
         port: ``q``, ``k`` or ``v``, or "".
         place: Position or role, or "".
     """
@@ -50,10 +51,9 @@ class Part:
         """What is written beside it: the name, shortened for latents."""
         if self.kind != "latent":
             return self.node
-        name = re.split(r"\[|\.error", self.node.split("/")[1])[0]
-        return f"{name} {'error' if self.index < 0 else self.index}" + (
-            f"@{self.place}" if self.place else ""
-        )
+        name, _, kind = re.split(r"\[", self.node.split("/")[1])[0].partition(".")
+        place = f"@{self.place}" if self.place else ""
+        return f"{name} {kind or self.index}{place}"
 
 
 def part(name: str) -> Part:
@@ -87,7 +87,7 @@ def _kind(found: re.Match[str]) -> tuple[Kind, int, int]:
         if found["neuron"]:
             return "neuron", int(found["mlp"]), int(found["neuron"])
         return "mlp", int(found["mlp"]), 0
-    return "latent", int(found["block"]), int(found["latent"] or -1)
+    return "latent", int(found["block"]), int(found["latent"]) if found["latent"] else -1
 
 
 class MeanScores(Protocol):

@@ -125,7 +125,7 @@ def level_by_name(names: Sequence[str]) -> Level:
     """Return of what level parts of these names are."""
     if any("/" in name for name in names[:1]):
         # the site of a codec: blocks.3.resid_post/NAME[latent=17]
-        return "latent"
+        return "latent-edge" if "->" in names[0] else "latent"
     if not any("->" in name for name in names[:1]):
         return "neuron" if any(part(name).kind == "neuron" for name in names) else "node"
     if any(part(name.partition("->")[0]).kind == "neuron" for name in names):

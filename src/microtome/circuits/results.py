@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from microtome.circuits.parts import Scores
     from microtome.views import CircuitDiagram
 
-Level = Literal["node", "neuron", "latent", "edge", "role-edge", "position-edge", "neuron-edge"]
+Level = Literal[
+    "node", "neuron", "latent", "edge", "role-edge", "position-edge", "neuron-edge", "latent-edge"
+]
 """What the parts of a circuit are: heads and MLPs, heads and neurons, latents and errors of codecs,
 edges, edges at the positions of one role, edges at one position, edges that leave single neurons
-(scored, but not run)."""
+(scored, but not run), edges between latents and errors of codecs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,8 @@ class Circuit(Result, version=2):
         level: ``node`` (parts are ``a0.h1`` and ``m2``), ``neuron`` (``a0.h1`` and ``m2.n17``),
             ``latent`` (``blocks.3.resid_post/NAME[latent=17]`` and
             ``blocks.3.resid_post/NAME.error``), ``edge`` (``a0.h1->m2``, ``a0.h1->a1.h0<q>``),
-            ``role-edge`` (``a0.h1->m2@subject``) or ``position-edge`` (``a0.h1->m2@3``).
+            ``role-edge`` (``a0.h1->m2@subject``), ``position-edge`` (``a0.h1->m2@3``) or
+            ``latent-edge`` (``blocks.0.mlp.out/NAME[latent=17]->blocks.3.resid_post/NAME.error``).
         model: Fingerprint of the model.
         provenance: Model, seed, versions.
     """

@@ -37,6 +37,8 @@ TAKES_OVER = 0.05
 NOUNS: Mapping[Level, str] = {
     "node": "heads and MLPs",
     "neuron": "heads and neurons",
+    "latent": "latents and errors",
+    "latent-edge": "edges between latents and errors",
     "edge": "edges",
     "role-edge": "edges at the positions of a role",
     "position-edge": "edges at a position",

@@ -8,6 +8,7 @@ from microtome.cli import (
     circuit_benchmark,
     circuit_exchange,
     circuit_finding,
+    circuit_graphs,
     circuit_judging,
     circuit_names,
     circuit_steps,
@@ -25,6 +26,7 @@ app.command("judge")(circuit_judging.judge)
 app.command("test")(circuit_tests.test)
 app.command("versus")(circuit_tests.versus)
 app.command("step")(circuit_steps.step)
+app.command("graph")(circuit_graphs.graph)
 app.command("name")(circuit_names.name)
 app.command("show")(circuit_exchange.show)
 app.command("diff")(circuit_exchange.diff)

@@ -20,6 +20,7 @@ from microtome.cli.options import (
     print_table,
     use_home,
 )
+from microtome.cli.sae_coders import warn_of_another_model
 
 if TYPE_CHECKING:
     from microtome.dissection.results import Dissection
@@ -107,6 +108,8 @@ def dissect(
     check_folder(folder)
     coder, text = _coder(sae, sae_text)
     opened = open_model(model, device, dtype, threads)
+    if coder is not None:
+        warn_of_another_model(coder, opened)
     with Bars() as bars:
         found = run(opened, task, versus=other, sae=coder, text=text, config=config, progress=bars)
     found.save_folder(folder)

@@ -8,6 +8,7 @@ from microtome.cli import (
     sae_converting,
     sae_evaluation,
     sae_harvest,
+    sae_labelled,
     sae_latents,
     sae_showing,
     sae_training,
@@ -21,6 +22,9 @@ app = typer.Typer(
 app.command("harvest")(sae_harvest.harvest)
 app.command("train")(sae_training.train)
 app.command("eval")(sae_evaluation.evaluate)
+app.command("stability")(sae_evaluation.stability)
+app.command("probe")(sae_labelled.probe)
+app.command("interchange")(sae_labelled.interchange)
 app.command("latents")(sae_latents.latents)
 app.command("show")(sae_showing.show)
 app.command("convert")(sae_converting.convert)

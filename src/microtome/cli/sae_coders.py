@@ -43,10 +43,15 @@ def open_coder(place: Path, site: str | None, model: Model) -> SAE:
         source, _, target = site.partition("->")
         sources, targets = (str(at(source)),), (str(at(target or source)),)
         coder.origin = replace(coder.origin, sources=sources, targets=targets)
+    warn_of_another_model(coder, model)
+    return coder.to(model.device)
+
+
+def warn_of_another_model(coder: SAE, model: Model) -> None:
+    """Say so where a coder was trained on a model of other weights."""
     known = coder.origin.fingerprint
     if known and known != model.fingerprint:
         say(
             f"The coder was trained on a model with fingerprint {known[:12]}, this one has "
             f"{model.fingerprint[:12]}."
         )
-    return coder.to(model.device)

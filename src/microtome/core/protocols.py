@@ -1,8 +1,9 @@
-"""The shapes of things that packages hand to one another: metrics and executors."""
+"""The shapes of things that packages hand to one another: metrics, codecs and executors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -92,6 +93,31 @@ class Codec(Protocol):
         The skip connection of a skip transcoder: the reconstruction is ``decode(encode(values))``
         plus this.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class CodecPart:
+    """Some of the latents of a codec of several sites, which are known at the same moment.
+
+    Attributes:
+        codec: What encodes and decodes them; values of several sites lie side by side.
+        reads: Numbers of the codec's source sites that it reads.
+        writes: Numbers of the target sites that it writes.
+    """
+
+    codec: Codec
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+class JointCodec(Codec, Protocol):
+    """A codec of several sites that says which latents read and write which of them.
+
+    A codec without :meth:`parts` is one part that reads and writes all of its sites.
+    """
+
+    def parts(self) -> tuple[CodecPart, ...]:
+        """Return the parts whose reconstructions add up to that of the whole."""
 
 
 class Executor(Protocol):

@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING
 from microtome.behaviors.examples import Examples
 from microtome.circuits.ablation import ABLATIONS
 from microtome.circuits.connections import connections
-from microtome.circuits.judging.evaluation import (
-    evaluate,
-    item_closeness,
-    minimality,
-    takeovers,
-)
+from microtome.circuits.judging.case import Case
 from microtome.circuits.judging.levels import search_by_name
-from microtome.circuits.judging.nulls import random_floor, search_nulls
-from microtome.circuits.judging.protocol import inverted_accuracy
 from microtome.circuits.judging.variation import stability
-from microtome.circuits.results import Circuit, FaithfulnessCurve, Nulls, Verdict
-from microtome.circuits.verdict import Evidence, can_reach_a_grade, decide
-from microtome.core.stats import Interval
+from microtome.circuits.results import Circuit, FaithfulnessCurve, Verdict
+from microtome.circuits.verdict import can_reach_a_grade
 from microtome.dissection.results import Proof
 
 CONNECTED = 32
@@ -64,132 +56,47 @@ def prove(
         thorough: Search the nulls in any case.
     """
     train, validation, test = splits
-    evaluation = evaluate(
-        model, test, circuit, ablation=config.ablation, metric=metric, reference=train,
-        seed=config.seed,
+    case = Case(
+        model, train, validation, test, metric, config.ablation, config.faithfulness,
+        config.nulls, config.seed, progress,
     )  # fmt: skip
+    evaluation = case.evaluation(circuit)
     open_still = can_reach_a_grade(evaluation, circuit)
-    nulls, wrong = None, None
+    nulls, wrong, others = None, None, {}
     if open_still or thorough:
-        reached = item_closeness(evaluation.full, evaluation.empty, evaluation.circuit)
-        nulls = _nulls(
-            model,
-            splits,
-            circuit,
-            found,
-            config=config,
-            metric=metric,
-            progress=progress,
-            enough=None if thorough else reached,
-        )
         finder = search_by_name(config.method, metric, config.ablation)
-        wrong = inverted_accuracy(
-            model, train, test, circuit, finder, ablation=config.ablation, seed=config.seed
-        )
+        nulls = case.searched_nulls(
+            circuit, finder, beat=None if thorough else evaluation, sizes=found.sizes,
+            floor=case.floor(circuit),
+        )  # fmt: skip
+        wrong = case.inverted_accuracy(circuit, finder)
+        others = case.takeovers(circuit)
+    stable = stability(scores, train.clusters, circuit, seed=config.seed)
+    kinds = ABLATIONS if thorough else (config.ablation,)
     proof = Proof(
         evaluation=evaluation,
-        ablations=_kinds(model, train, test, circuit, config=config, metric=metric)
-        if thorough
-        else {config.ablation: evaluation.faithfulness},
+        ablations={
+            kind: (
+                evaluation if kind == config.ablation else case.evaluation(circuit, kind)
+            ).faithfulness
+            for kind in kinds
+        },
         nulls=nulls,
         inverted_accuracy=wrong,
-        stability=stability(scores, train.clusters, circuit, seed=config.seed),
-        minimality=minimality(
-            model, test, circuit, ablation=config.ablation, metric=metric, reference=train
-        )
-        if thorough
-        else {},
-        takeovers=takeovers(
-            model, test, circuit, ablation=config.ablation, metric=metric, reference=train
-        )
-        if open_still or thorough
-        else {},
+        stability=stable,
+        minimality=case.minimality(circuit) if thorough else {},
+        takeovers=others,
         connections=_connections(model, train, circuit, metric) if thorough else {},
         templates=len({e.template for e in test}),
         clusters=len(set(test.clusters.tolist())),
     )
-    return proof, decide(_evidence(proof, circuit, gate, train))
-
-
-def _kinds(
-    model: Model,
-    train: Examples,
-    test: Examples,
-    circuit: Circuit,
-    *,
-    config: Config,
-    metric: str,
-) -> dict[str, Interval]:
-    """Return the faithfulness under each kind of ablation."""
-    return {
-        kind: evaluate(
-            model,
-            test,
-            circuit,
-            ablation=kind,
-            metric=metric,
-            reference=train,
-            seed=config.seed,
-        ).faithfulness
-        for kind in ABLATIONS
-    }
+    verdict = case.verdict(
+        circuit, evaluation, nulls=nulls, inverted_accuracy=wrong, gate=gate, takeovers=others,
+        stability=stable,
+    )  # fmt: skip
+    return proof, verdict
 
 
 def _connections(model: Model, train: Examples, circuit: Circuit, metric: str) -> dict[str, float]:
     found = connections(model, train[:CONNECTED], circuit, name=metric)
     return {f"{source} -> {target}": weight for (source, target), weight in found.items()}
-
-
-def _evidence(proof: Proof, circuit: Circuit, gate: Check | None, train: Examples) -> Evidence:
-    return Evidence(
-        circuit=circuit,
-        evaluation=proof.evaluation,
-        nulls=proof.nulls,
-        inverted_accuracy=proof.inverted_accuracy,
-        gate=gate,
-        takeovers=proof.takeovers,
-        stability=proof.stability,
-        templates=proof.templates,
-        train_templates=len({e.template for e in train}),
-    )
-
-
-def _nulls(
-    model: Model,
-    splits: tuple[Examples, Examples, Examples],
-    circuit: Circuit,
-    found: FaithfulnessCurve,
-    *,
-    config: Config,
-    metric: str,
-    progress: Progress,
-    enough: float | None,
-) -> Nulls:
-    from dataclasses import replace
-
-    train, validation, test = splits
-    nulls = search_nulls(
-        model,
-        train,
-        validation,
-        test,
-        circuit,
-        found.sizes,
-        count=config.nulls,
-        ablation=config.ablation,
-        metric=metric,
-        method=config.method,
-        seed=config.seed,
-        enough=enough,
-        progress=progress,
-    )
-    floor = random_floor(
-        model,
-        test,
-        circuit,
-        ablation=config.ablation,
-        metric=metric,
-        seed=config.seed,
-        reference=train,
-    )
-    return replace(nulls, random=floor)

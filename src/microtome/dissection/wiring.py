@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from microtome.circuits.ablation import ABLATIONS
 from microtome.circuits.edges.scores import EdgeScores
 from microtome.circuits.finding import find
-from microtome.circuits.judging.cutting import smallest_faithful
-from microtome.circuits.judging.evaluation import complete, evaluate
+from microtome.circuits.judging.case import Case
 from microtome.circuits.judging.judgment import Judgment
 from microtome.circuits.judging.protocol import judge
 from microtome.circuits.results import Circuit, Evaluation
@@ -97,15 +96,10 @@ def wire(
         )  # fmt: skip
         measured = {kind: found.evaluation for kind, found in judgment.kinds.items()}
         return Wiring(scores, judgment.circuit, measured, config.ablation, judgment)
-    circuit = smallest_faithful(
-        model, validation, complete(scores.ranking(), scores.universe), level="edge",
-        faithfulness=config.faithfulness, ablation=config.ablation, metric=metric,
-        reference=train, method=scores.method, seed=config.seed,
+    case = Case(
+        model, train, validation, test, metric, config.ablation, config.faithfulness,
+        seed=config.seed,
     )  # fmt: skip
-    kinds: dict[str, Evaluation] = {
-        kind: evaluate(
-            model, test, circuit, ablation=kind, metric=metric, reference=train, seed=config.seed
-        )
-        for kind in ABLATIONS
-    }
+    circuit = case.smallest(scores)
+    kinds: dict[str, Evaluation] = {kind: case.evaluation(circuit, kind) for kind in ABLATIONS}
     return Wiring(scores, circuit, kinds, config.ablation)

@@ -38,7 +38,7 @@ class Readout:
         if self.place not in get_args(Place):
             raise ConfigError(f"A readout at {self.place!r}; expected last or first.")
         labels = self.labels
-        if len(set(labels)) != len(labels) or not all(isinstance(t, str) and t for t in labels):
+        if not all(isinstance(t, str) and t for t in labels) or len(set(labels)) != len(labels):
             raise ConfigError(f"The labels of a readout are {labels}; expected different texts.")
 
     @property

@@ -32,6 +32,7 @@ centered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,3 +104,19 @@ class Activations(Protocol):
             UnknownNameError: If there is no such site.
             FormatError: While reading, if a shard is missing or damaged.
         """
+
+
+def sites_named(activations: Activations, names: Sequence[str]) -> tuple[str, ...]:
+    """Return sites of activations by name; one without a block means that of every block.
+
+    Args:
+        activations: The data.
+        names: Names such as ``"blocks.3.mlp.in"``, or ``"mlp.in"``. Unknown ones stay as they are.
+    """
+    found: list[str] = []
+    for name in names:
+        everywhere = [
+            s for s in activations.sites if re.fullmatch(rf"blocks\.\d+\.{re.escape(name)}", s)
+        ]
+        found += [name] if name in activations.sites or not everywhere else everywhere
+    return tuple(found)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microtome.errors import ConfigError, FormatError
+from microtome.errors import ConfigError, FormatError, OutputError
 from microtome.store.arrays import load_arrays, load_metadata, save_arrays
 
 FILE, KIND, VERSION = "checkpoint.safetensors", "microtome.sae.checkpoint", 1
@@ -53,10 +53,16 @@ class Checkpoint:
 
         Raises:
             FormatError: The file is damaged, of another kind or newer.
+            OutputError: The folder has a name that the disk does not take.
         """
         path = folder / FILE
-        if not path.is_file():
-            return None
+        try:
+            if not path.is_file():
+                return None
+        except OSError as error:
+            raise OutputError(
+                f"cannot use {folder}: {error.strerror}; choose another folder"
+            ) from error
         try:
             head = json.loads(load_metadata(path)["microtome"])
             if head["kind"] != KIND or head["version"] > VERSION:
@@ -64,14 +70,24 @@ class Checkpoint:
                     f"{path} is {head['kind']!r} version {head['version']}; expected {KIND!r} up "
                     f"to version {VERSION}: update microtome or choose another folder"
                 )
-            counters = head["counters"]
-            identity = head["identity"]
+            counters, identity = dict(head["counters"]), dict(head["identity"])
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"{path} is no checkpoint of a training run ({error}); choose another folder"
             ) from error
         tensors = {name: torch.from_numpy(a) for name, a in load_arrays(path).items()}
         return Checkpoint(identity, counters, tensors)
+
+    def require_tensors(self, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+        """Refuse tensors of other names or shapes than those of the run.
+
+        Raises:
+            FormatError: They differ, so that the file was damaged.
+        """
+        found = {name: tuple(value.shape) for name, value in self.tensors.items()}
+        odd = sorted(n for n in found.keys() | shapes.keys() if found.get(n) != shapes.get(n))
+        if odd:
+            raise damaged(folder, f"missing, unknown or of another shape: {', '.join(odd[:3])}")
 
     def require(self, identity: Mapping[str, Any], folder: Path) -> None:
         """Refuse to go on with another run's checkpoint.
@@ -92,6 +108,14 @@ class Checkpoint:
                 f"{'; '.join(different[:6])}; go on with the same settings and data, or choose "
                 "another folder"
             )
+
+
+def damaged(folder: Path, why: object) -> FormatError:
+    """Return the error for a checkpoint that is whole but does not hold what it should."""
+    return FormatError(
+        f"{folder / FILE} is damaged ({why}); delete it to begin the run again, or choose another "
+        "folder"
+    )
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from microtome.core.protocols import CodecPart
 from microtome.core.seeds import torch_generator
-from microtome.errors import ShapeError
+from microtome.errors import ShapeError, UsageError
 from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import activate, pre_activations
 from microtome.sae.latents import SparseLatents
+from microtome.sae.parts import parts_of
 from microtome.sae.sparse_encoding import active_latents
+
+if TYPE_CHECKING:
+    from microtome.sae.results import TrainingSummary
 
 BLOCK_ENTRIES = 2**23
 """Dense pre-activations formed at a time while encoding sparsely (32 MiB of float32)."""
@@ -51,7 +56,7 @@ class SAE(nn.Module):
     Args:
         architecture: What it is made of.
         seed: Seed of the initial weights: decoder rows of norm 1 in random directions, the encoder
-            their transpose.
+            their transpose; with a Kronecker encoder, directions between a latent's two units.
         origin: Where it belongs.
         weights: The weights by name, used as they are, instead of initial ones.
 
@@ -74,6 +79,7 @@ class SAE(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.origin = origin or Origin()
+        self._summary: TrainingSummary | None = None
         if weights is None:
             weights = initial_weights(architecture, seed)
         else:
@@ -95,6 +101,24 @@ class SAE(nn.Module):
     def d_sae(self) -> int:
         """Number of latents."""
         return self.architecture.d_sae
+
+    @property
+    def summary(self) -> TrainingSummary:
+        """How it was trained: figures, history, settings; it is not saved with the coder.
+
+        Raises:
+            UsageError: It was not trained in this session.
+        """
+        if self._summary is None:
+            raise UsageError(
+                "the coder was not trained in this session, so it has no summary; a run's folder "
+                "keeps it: TrainingSummary.load(folder / 'training.json')"
+            )
+        return self._summary
+
+    @summary.setter
+    def summary(self, summary: TrainingSummary) -> None:
+        self._summary = summary
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -144,6 +168,14 @@ class SAE(nn.Module):
         self._check(values, self.d_in, "bypass", "d_in")
         past: Tensor = values @ self.weights["W_skip"].T
         return past
+
+    def parts(self) -> tuple[CodecPart, ...]:
+        """Return the parts that are attached to a model; see :mod:`microtome.sae.parts`.
+
+        Raises:
+            ConfigError: If latents of one source cannot be told without those of others.
+        """
+        return parts_of(self)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the reconstruction ``[..., d_out]`` from values ``[..., d_in]``."""
@@ -215,9 +247,21 @@ def initial_weights(make: Architecture, seed: int) -> dict[str, Tensor]:
     for name in sorted(weights.keys() & {"W_left", "W_right"}):
         rows = torch.randn(weights[name].shape, generator=generator)
         weights[name] = rows / rows.norm(dim=1, keepdim=True)
+    if make.kronecker is not None and make.d_in == make.d_out:
+        weights["W_dec"] = _pairs(make.kronecker, weights["W_left"], weights["W_right"])
     if "W_enc" in weights:
         weights["W_enc"] = _initial_encoder(make, decoder, generator)
     return weights
+
+
+def _pairs(shape: tuple[int, int, int], left: Tensor, right: Tensor) -> Tensor:
+    """Return for each latent the direction between its two units ``[d_sae, d_in]``.
+
+    It is what both see most of, as a dense encoder's row is its decoder's.
+    """
+    heads, lefts, rights = shape
+    both = left.view(heads, lefts, 1, -1) + right.view(heads, 1, rights, -1)
+    return torch.nn.functional.normalize(both.flatten(0, 2), dim=1)
 
 
 def reach_mask(make: Architecture) -> Tensor | None:
@@ -237,7 +281,8 @@ def _initial_encoder(make: Architecture, decoder: Tensor, generator: torch.Gener
         return decoder.clone()
     encoder: Tensor = torch.randn(make.d_sae, make.d_in, generator=generator)
     if make.reach != "all":
-        encoder = encoder[:, : max(make.sources)]
+        # a view of other strides is not trained: fused Adam takes its memory for contiguous
+        encoder = encoder[:, : max(make.sources)].contiguous()
         for source, latents in zip(make.sources, make.latent_slices, strict=True):
             encoder[latents, source:] = 0
     encoder /= encoder.norm(dim=1, keepdim=True)

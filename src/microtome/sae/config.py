@@ -115,8 +115,10 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, before anything is read."""
         for name in ("kronecker", "prefixes", "betas"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, list | tuple):
+                raise ConfigError(f"{name} is {value!r}; expected several numbers, as a tuple")
+            object.__setattr__(self, name, None if value is None else tuple(value))
         self._check_choices()
         for name, least in (("batch_size", 1), ("eval_rows", 1), ("resample_every", 0)):
             _number(name, getattr(self, name), least, whole=True)
@@ -131,7 +133,10 @@ class Config:
         for name in ("bandwidth", "target_l0"):
             _number(name, getattr(self, name), 1e-12)
         _number("lr", self.lr, 1e-12, optional=True)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if not isinstance(self.unit_norm, bool):
+            raise ConfigError(f"unit_norm is {self.unit_norm!r}; expected True or False")
+        known = all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas)
+        if len(self.betas) != 2 or not known:
             raise ConfigError(f"betas are {self.betas}; expected two numbers from 0 to below 1")
         if self.resample_every and (self.encoder != "dense" or self.reach != "all"):
             raise ConfigError(
@@ -254,7 +259,8 @@ def _number(
     if optional and value is None:
         return
     kinds = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-        what = "a whole number" if whole else "a number"
+    wrong = isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most
+    if wrong or value == float("inf"):
+        what = "a whole number" if whole else "a finite number" if most > 1 else "a number"
         limit = f" to {most:g}" if most < float("inf") else ""
         raise ConfigError(f"{name} is {value!r}; expected {what} from {least:g}{limit}")

@@ -87,9 +87,11 @@ def resample(
     share = 1.0 if coder.architecture.activation in COUNTED else RESAMPLED_NORM
     weights["W_enc"][dead] = share * size * _unit(centered)
     weights["W_dec"][dead] = _unit(errors[rows])
-    for name in ("b_enc", "b_gate", "b_mag"):
+    for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
         if name in weights:
             weights[name][dead] = 0
+    if coder.architecture.activation == "jumprelu":  # a high one may be why they are dead
+        weights["threshold"][dead] = optimizer.config.threshold
     optimizer.forget(dead)
     counter.silent[dead] = 0
     return len(dead)

@@ -92,5 +92,6 @@ def _measure(coder: SAE, pairs: Iterator[tuple[Tensor, Tensor]], mean: Tensor) -
     for inputs, targets in pairs:
         passed = forward(make, coder.weights, inputs, selector)
         alive |= passed.form.fired(passed.values)
-        tally.add(targets, targets - passed.outputs[-1], passed.values, mean)
+        tally.add(targets, targets - passed.outputs[-1], mean)
+        tally.add_active(passed.values)
     return Measured(tally.fvu, tally.l0, float(alive.double().mean()), tally.rows)

@@ -6,10 +6,12 @@ width, a loss of 1 is about what predicting zero gives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from microtome.sae.architecture import Architecture
 from microtome.sae.config import Config
@@ -31,11 +33,26 @@ class Loss:
         total: What is minimized, differentiable.
         parts: Its parts by name, as they enter it.
         errors: Targets minus the whole reconstruction ``[row, d_out]``, without a graph.
+        dead: Numbers of the dead latents that AuxK revives.
+        revived: Their weights by name, leaves of the graph: a gradient for whole matrices would
+            cost more than all the rest of AuxK.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
     errors: Tensor
+    dead: Tensor | None = None
+    revived: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def backward(self, weights: Weights) -> None:
+        """Add the gradient of the total to that of each weight."""
+        self.total.backward()
+        for name, rows in self.revived.items():
+            weight = weights[name]
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            if self.dead is not None and rows.grad is not None:
+                weight.grad.index_add_(0, self.dead, rows.grad)
 
 
 def loss(
@@ -61,20 +78,27 @@ def loss(
         sparsity: Weight of the penalty now.
         dead: Numbers of the dead latents, None to leave AuxK out.
     """
-    differences = targets - passed.outputs
-    size = targets.numel()
-    parts = {"error": differences.square().sum() / size}  # over all prefixes (Matryoshka)
+    size, outputs = targets.numel(), passed.outputs
+    off = functional.mse_loss(outputs, targets.expand_as(outputs), reduction="sum")
+    parts = {"error": off / size}  # over all prefixes (Matryoshka)
     if config.penalized:
         weight = sparsity if config.penalized == "target" else sparsity / make.d_out
         parts["penalty"] = weight * penalty(config, weights, passed, len(inputs))
     if passed.gate is not None:
         parts["gate"] = _gate_error(weights, passed, inputs, targets, make) / size
-    errors = differences[-1].detach()
+    errors = targets - outputs[-1].detach()
+    revived: dict[str, Tensor] = {}
     if dead is not None and len(dead) and config.aux:
-        aux = aux_loss(make, weights, inputs, errors, dead, config.aux_k or max(1, make.d_out // 2))
-        parts["aux"] = config.aux * aux
+        own, numbers = weights, dead
+        if _separable(make):
+            names = [n for n in ("W_enc", "W_dec", "b_enc", "b_gate") if n in weights]
+            revived = {n: weights[n].detach()[dead].requires_grad_() for n in names}
+            own, numbers = {**weights, **revived}, torch.arange(len(dead), device=dead.device)
+        aux_k = config.aux_k or max(1, make.d_out // 2)
+        parts["aux"] = config.aux * aux_loss(make, own, inputs, errors, numbers, aux_k)
     total = torch.stack(list(parts.values())).sum()
-    return Loss(total, {name: value.detach() for name, value in parts.items()}, errors)
+    kept = {name: value.detach() for name, value in parts.items()}
+    return Loss(total, kept, errors, dead, revived)
 
 
 def penalty(config: Config, weights: Weights, passed: Passed, rows: int) -> Tensor:
@@ -128,7 +152,7 @@ def aux_loss(
     """
     count = max(16, AUX_ENTRIES // len(dead))
     inputs, errors = inputs[:count], errors[:count]
-    if make.reach == "all" and make.encoder != "kronecker":
+    if _separable(make):
         centered = inputs - weights["b_dec"].detach() if make.center else inputs
         encoder = weights["W_dec"] if make.encoder == "tied" else weights["W_enc"]
         pre = centered @ encoder[dead].T
@@ -144,3 +168,8 @@ def aux_loss(
     guess = values @ weights["W_dec"][dead]
     spread = (errors - errors.mean(0)).square().sum()
     return (errors - guess).square().sum() / spread.clamp_min(1e-12)
+
+
+def _separable(make: Architecture) -> bool:
+    """Return whether a latent's weights are rows of its own, which see the whole input."""
+    return make.reach == "all" and make.encoder != "kronecker"

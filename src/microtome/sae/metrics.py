@@ -11,43 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microtome.errors import OutputError
+from microtome.sae.unexplained import Unexplained
 from microtome.store.atomic import write_text
 
 
 @dataclass
-class Tally:
-    """Sums over the batches since the last row of metrics.
+class Tally(Unexplained):
+    """Sums over the batches since the last row of metrics, about the data's known mean.
 
     Attributes:
-        rows: Rows seen.
-        squared_error: Of all rows and targets.
-        variance: Squared distance of the targets from the data's mean.
         active: Active latents.
         losses: Parts of the loss times rows.
         largest_gradient: Norm of the largest gradient.
     """
 
-    rows: int = 0
-    squared_error: float = 0.0
-    variance: float = 0.0
     active: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     largest_gradient: float = 0.0
-
-    @torch.no_grad()
-    def add(self, targets: Tensor, errors: Tensor, values: Tensor, mean: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            targets: ``[row, d_out]``.
-            errors: ``[row, d_out]``.
-            values: Activations in any form.
-            mean: The data's mean target ``[d_out]``.
-        """
-        self.rows += len(targets)
-        self.squared_error += _squares(errors)
-        self.variance += _squares(targets - mean)
-        self.active += float(torch.count_nonzero(values))
 
     def add_losses(self, parts: dict[str, Tensor], rows: int, gradient: float) -> None:
         """Add the parts of a batch's loss, and the norm of its gradient."""
@@ -55,10 +36,9 @@ class Tally:
             self.losses[name] = self.losses.get(name, 0.0) + float(value) * rows
         self.largest_gradient = max(self.largest_gradient, gradient)
 
-    @property
-    def fvu(self) -> float:
-        """Fraction of the variance unexplained; not a number without variance."""
-        return self.squared_error / self.variance if self.variance else math.nan
+    def add_active(self, values: Tensor) -> None:
+        """Add the activations of a batch, in any form."""
+        self.active += float(torch.count_nonzero(values))
 
     @property
     def l0(self) -> float:
@@ -70,17 +50,15 @@ class Tally:
         return asdict(self)
 
 
-def _squares(rows: Tensor) -> float:
-    """Return the sum of squares: over each row as it is, over the rows in double precision."""
-    return float(torch.linalg.vecdot(rows, rows).sum(dtype=torch.float64))
-
-
 class MetricsFile:
     """Rows of metrics on disk; without a folder, in memory alone.
 
     Args:
         folder: Where ``metrics.jsonl`` lies.
         steps: Rows of later steps, written by a run that was killed, are dropped.
+
+    Raises:
+        OutputError: The file cannot be written, then or later.
     """
 
     def __init__(self, folder: Path | None, steps: int) -> None:
@@ -89,7 +67,7 @@ class MetricsFile:
         if self._path is None:
             return
         if self._path.is_file():
-            self.rows = [r for r in _read(self._path) if r.get("step", 0) <= steps]
+            self.rows = _read(self._path, steps)
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_text(self._path, text)
 
@@ -100,18 +78,31 @@ class MetricsFile:
             for name, value in row.items()
         }
         self.rows.append(clean)
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self._path}: {error.strerror}; make room or restore the folder, "
+                "and go on with the same call"
+            ) from error
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the whole rows of a file; the last one may have been cut off by a kill."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _read(path: Path, steps: int) -> list[dict[str, Any]]:
+    """Return the rows of a file up to a step, one for each, in order.
+
+    The last may have been cut off by a kill; two processes in one folder each write theirs.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             break
-        found.append(row)
-    return found
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        if row["step"] <= steps:
+            found[row["step"]] = row
+    return [found[step] for step in sorted(found)]

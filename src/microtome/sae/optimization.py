@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 LARGEST = 1e18
 """Gradients of a larger norm would overflow Adam's averages; they count as not finite."""
 
+PASS_ROWS = 256
+"""Rows of a matrix that are worked on at a time: several operations while they are in the cache."""
+
 
 class Optimizer:
     """Adam with the constraints of a sparse coder.
@@ -48,26 +51,24 @@ class Optimizer:
             if self._mask is not None:
                 decoder.grad.mul_(self._mask)
             if self.config.unit_norm:
-                along = torch.linalg.vecdot(decoder.grad, decoder)
-                decoder.grad.addcmul_(along[:, None], decoder, value=-1)
-        norm = float(torch.nn.utils.get_total_norm(self._gradients()))
+                _remove_along(decoder.grad, decoder)
+        gradients = [w.grad for w in self.weights.values() if w.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
         if norm <= LARGEST:  # false for NaN, too
-            if self.config.clip and norm > self.config.clip:
-                for gradient in self._gradients():
-                    gradient.mul_(self.config.clip / norm)
+            clip = self.config.clip
+            cut = norm / clip if clip and norm > clip else None
+            # the fused step divides by it on the way, which a pass of its own would cost more for
+            self._adam.grad_scale = None if cut is None else decoder.new_tensor(cut)  # type: ignore[attr-defined]
             self._adam.param_groups[0]["lr"] = lr
             self._adam.step()
             self._constrain()
         self._adam.zero_grad()
         return norm if norm <= LARGEST else float("nan")
 
-    def _gradients(self) -> list[Tensor]:
-        return [w.grad for w in self.weights.values() if w.grad is not None]
-
     def _constrain(self) -> None:
         if self.config.unit_norm:
-            decoder = self.weights["W_dec"]
-            decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min_(1e-12))
+            for rows in self.weights["W_dec"].split(PASS_ROWS):
+                rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(1e-12))
         if "threshold" in self.weights:
             self.weights["threshold"].clamp_min_(0)
 
@@ -88,6 +89,14 @@ class Optimizer:
             for part, value in self._adam.state.get(weight, {}).items()
         }
 
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of :meth:`state` after any step, by name."""
+        return {
+            f"{name}.{part}": () if part == "step" else tuple(weight.shape)
+            for name, weight in self.weights.items()
+            for part in ("step", "exp_avg", "exp_avg_sq")
+        }
+
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state` gave."""
         for name, weight in self.weights.items():
@@ -104,3 +113,9 @@ def trained_weights(coder: SAE) -> dict[str, Tensor]:
     """Return the weights that gradients train; BatchTopK's threshold is measured at the end."""
     measured = coder.architecture.activation == "batchtopk"
     return {n: w for n, w in coder.weights.items() if not (measured and n == "threshold")}
+
+
+def _remove_along(gradient: Tensor, directions: Tensor) -> None:
+    """Take the part along its direction, of norm 1, out of each row of a gradient, in place."""
+    for rows, along in zip(gradient.split(PASS_ROWS), directions.split(PASS_ROWS), strict=True):
+        rows.addcmul_(torch.linalg.vecdot(rows, along)[:, None], along, value=-1)

@@ -177,7 +177,7 @@ def kept_pre_activations(
     kept = found.entries
     if make.kronecker is not None:
         centered = inputs - weights["b_dec"] if make.center else inputs
-        return _kronecker(make.kronecker, weights, centered, kept)
+        return _kronecker(make.kronecker, weights, centered, found)
     encoder = weights["W_dec"] if make.encoder == "tied" else weights["W_enc"]
     bias = encoder.new_zeros(make.d_sae) if make.activation == "gated" else weights["b_enc"]
     if make.center and make.reach == "all":
@@ -224,16 +224,21 @@ def _by_source(make: Architecture, inputs: Tensor, kept: Entries) -> tuple[Tenso
 
 
 def _kronecker(
-    shape: tuple[int, int, int], weights: Weights, inputs: Tensor, kept: Entries
+    shape: tuple[int, int, int], weights: Weights, inputs: Tensor, found: Selection
 ) -> Tensor:
     """Return the geometric means of the kept latents' units, 0 where one is not positive."""
     heads, left, right = shape
+    kept, known = found.entries, found.units or (None, None)
     head, unit = kept.latents // (left * right), kept.latents % (left * right)
     sides = []
-    for side, width, number in (("left", left, unit // right), ("right", right, unit % right)):
+    for side, width, number, there in (
+        ("left", left, unit // right, known[0]),
+        ("right", right, unit % right, known[1]),
+    ):
         units = Entries(kept.bags, head * width + number, kept.n_bags, heads * width)
         bias = weights[f"b_{side}"].index_select(0, units.latents)
-        sides.append((dots(inputs, weights[f"W_{side}"], units) + bias).relu())
+        dotted = None if there is None else there - bias.detach()
+        sides.append((dots(inputs, weights[f"W_{side}"], units, dotted) + bias).relu())
     product = sides[0] * sides[1]
     positive = product > 0
     return torch.where(positive, product.where(positive, product.new_ones(())).sqrt(), 0)

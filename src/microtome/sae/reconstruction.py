@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from microtome.errors import EmptyDataError, ShapeError
 from microtome.sae.coder import SAE
 from microtome.sae.latents import SparseLatents
+from microtome.sae.unexplained import Unexplained
 from microtome.store.results import Result
 
 
@@ -67,8 +68,7 @@ class ReconstructionTally:
         self._n = 0
         self._origin: Tensor | None = None
         self._shifted = torch.zeros(coder.d_out, dtype=torch.float64)
-        self._squares = torch.zeros(coder.d_out, dtype=torch.float64)
-        self._errors = torch.zeros(coder.d_out, dtype=torch.float64)
+        self._targets = [Unexplained() for _ in self._slices]
         self._active = torch.zeros(coder.d_sae, dtype=torch.int64)
         self._sums = dict.fromkeys(_SUMS, 0.0)
 
@@ -94,13 +94,14 @@ class ReconstructionTally:
         x, y = targets.detach().double().cpu(), outputs.detach().double().cpu()
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise ShapeError("a target or a reconstruction is NaN or infinite; check the inputs")
-        if self._origin is None and len(x):
+        if not len(x):
+            return
+        if self._origin is None:
             self._origin = x.mean(0)  # close to the mean, so that the sums below do not cancel
-        centered = x - self._origin if self._origin is not None else x
         self._n += len(x)
-        self._shifted += centered.sum(0)
-        self._squares += centered.square().sum(0)
-        self._errors += (x - y).square().sum(0)
+        self._shifted += (x - self._origin).sum(0)
+        for sums, part in zip(self._targets, self._slices, strict=True):
+            sums.add(x[:, part], (x - y)[:, part], self._origin[part])
         if isinstance(latents, SparseLatents):
             values = latents.values.detach()
             self._active += torch.bincount(latents.indices.cpu(), minlength=latents.d_sae)
@@ -126,18 +127,23 @@ class ReconstructionTally:
         if not self._n:
             raise EmptyDataError("no rows to measure a reconstruction on; give at least one")
         n, sums = self._n, self._sums
-        spread = self._squares - self._shifted.square() / n
-        spread = torch.where(spread > _ROUNDING * sums["size"], spread, 0)
+        offset = self._shifted / n
+        parts = [
+            kept.about(offset[part]) for kept, part in zip(self._targets, self._slices, strict=True)
+        ]
+        least = _ROUNDING * sums["size"]
+        parts = [p if p.variance > least else replace(p, variance=0.0) for p in parts]
+        whole = Unexplained(n, sum(p.squared_error for p in parts), sum(p.variance for p in parts))
         return Reconstruction(
             n_rows=n,
-            fvu=_share(self._errors, spread),
+            fvu=whole.fvu,
             l0=float(self._active.sum()) / n,
             l1=sums["l1"] / n,
             cosine=sums["cosine"] / n,
             norm_ratio=sums["ratio"] / sums["nonzero"] if sums["nonzero"] else float("nan"),
             bias=sums["out"] / sums["inner"] if sums["inner"] else float("nan"),
             frequency=(self._active.double() / n).numpy(),
-            fvu_by_target=tuple(_share(self._errors[s], spread[s]) for s in self._slices),
+            fvu_by_target=tuple(p.fvu for p in parts),
         )
 
 
@@ -176,8 +182,3 @@ def reconstruct(
             past = coder.bypass(x)
             tally.add(y, outputs if past is None else outputs + past, latents)
     return tally.result()
-
-
-def _share(errors: Tensor, spread: Tensor) -> float:
-    total = float(spread.sum())
-    return float(errors.sum()) / total if total > 0 else float("nan")

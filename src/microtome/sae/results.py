@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microtome.core.provenance import Provenance
-from microtome.sae.coder import SAE
 from microtome.store.results import Result
 
 if TYPE_CHECKING:
@@ -49,18 +47,3 @@ class TrainingSummary(Result, schema="sae-training"):
     targets: tuple[str, ...]
     architecture: Mapping[str, Any]
     provenance: Provenance | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """A trained coder and how it was trained.
-
-    Attributes:
-        sae: The coder, for activations as the sites have them.
-        summary: Figures, history and provenance.
-        folder: Where checkpoint, metrics and summary lie, None if nothing was written.
-    """
-
-    sae: SAE
-    summary: TrainingSummary
-    folder: Path | None

@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Difference in FVU and, relative to it, in L0 at which a save is refused."""
 
+_WIDER = "a wider dtype, or another format, keeps the coder"
+
+_REMEDIES = {
+    "bfloat16": (
+        "bfloat16 keeps 8 bits of a weight, too few where latents begin at a threshold: "
+        "dtype='float16' takes as little room and keeps 11, 'float32' keeps all; or round the "
+        "coder first, evaluate what is left of it, and save that: coder.bfloat16().float()"
+    ),
+    "float16": (
+        "dtype='float32' keeps the coder; or round it first, evaluate what is left of it, and save "
+        "that: coder.half().float()"
+    ),
+}
+"""What to do where weights in fewer bits are another coder."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -70,7 +85,7 @@ def load(place: str | Path, *, format: str | None = None) -> SAE:
     """
     path = _shipped(str(place)) or Path(place)
     if format is not None:
-        return _read(_format(format), path)
+        return _read(require_format(format), path)
     for known in FORMATS.values():
         if known.recognizes(path):
             return _read(known, path)
@@ -96,6 +111,8 @@ def save(
         folder: Where to write.
         format: Name of the format: ``"microtome"`` takes every make, others say what they lack.
         dtype: Floating-point type of the weights; thresholds keep theirs where the format can.
+            ``"bfloat16"`` is refused for most coders with thresholds: its 8 bits move activations
+            across them. ``"float16"`` is not; or round the coder first: ``coder.half().float()``.
         sample: Inputs ``[row, d_in]``, or inputs and targets ``[row, d_out]``, on which FVU and L0
             must be the same; drawn from the coder's own directions unless given.
 
@@ -109,7 +126,7 @@ def save(
         FormatError: What was read back differs by more than 1e-4; nothing is left on disk.
         OutputError: The folder could not be written.
     """
-    chosen = _format(format)
+    chosen = require_format(format)
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if reason := chosen.objection(coder):
@@ -124,7 +141,8 @@ def save(
             )
     with atomic_folder(folder) as temporary:
         chosen.write(coder, temporary, DTYPES[dtype])
-        _require_same(coder, _read(chosen, temporary), sample, f"{folder} as {format} in {dtype}")
+        what = f"{folder} as {format} in {dtype}"
+        _require_same(coder, _read(chosen, temporary), sample, what, _REMEDIES.get(dtype, _WIDER))
     return Path(folder)
 
 
@@ -141,14 +159,23 @@ def _read(format: Format, place: Path) -> SAE:
     return coder.double() if wide else coder
 
 
-def _format(name: str) -> Format:
+def require_format(name: str) -> Format:
+    """Return a format by its name.
+
+    Raises:
+        UnknownNameError: There is none of this name.
+    """
     if name not in FORMATS:
         raise UnknownNameError(f"no format {name!r}{nearest(name, FORMATS)}")
     return FORMATS[name]
 
 
 def _require_same(
-    coder: SAE, again: SAE, sample: Tensor | tuple[Tensor, Tensor] | None, what: str
+    coder: SAE,
+    again: SAE,
+    sample: Tensor | tuple[Tensor, Tensor] | None,
+    what: str,
+    remedy: str,
 ) -> None:
     for inputs, targets in _own_samples(coder) if sample is None else [_pair(coder, sample)]:
         before, after = _measure(coder, inputs, targets), _measure(again, inputs, targets)
@@ -162,8 +189,7 @@ def _require_same(
         if not max(fvu, l0) <= TOLERANCE:
             raise FormatError(
                 f"refused to save {what}: read back, FVU is {after.fvu:.6f} and L0 {after.l0:.4f} "
-                f"where they were {before.fvu:.6f} and {before.l0:.4f}; a wider dtype, or another "
-                "format, keeps the coder"
+                f"where they were {before.fvu:.6f} and {before.l0:.4f}; {remedy}"
             )
 
 

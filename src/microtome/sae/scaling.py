@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from microtome.errors import DataError
 from microtome.sae.architecture import Architecture
+from microtome.sae.folding import fold_scales
 
 if TYPE_CHECKING:
     from microtome.sae.activations import Activations
     from microtome.sae.encoding import Weights
+
+LARGEST = 1e38
+"""Factors from here on, and below the inverse, are lost in float32."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,12 @@ class Scaling:
 
         A coder that subtracts its decoder's bias from the input has the targets' factors for the
         sources; a tied one has one factor for all, or it could not take them back.
+
+        Raises:
+            DataError: The rows of a site are zero, or too small or large to be scaled in float32.
         """
-        reads = [activations.scale(site) for site in sources]
-        writes = [activations.scale(site) for site in targets]
+        reads = [_factor(activations, site) for site in sources]
+        writes = [_factor(activations, site) for site in targets]
         if make.center:
             reads = writes
         if make.encoder == "tied":
@@ -67,28 +75,24 @@ class Scaling:
         """Return the scaled targets ``[row, d_out]`` of a batch."""
         return _joined(batch, targets, self.targets, device)
 
-    @torch.no_grad()
     def fold(self, make: Architecture, weights: Weights) -> None:
         """Make a coder of scaled values one of values as the sites have them, in place.
 
         Decoder rows keep their norm where there is one target; latents take its size then.
         """
         gain = math.exp(-sum(math.log(c) for c in self.targets) / len(self.targets))
-        reads = _columns(weights["b_dec"], make.sources, self.sources)
-        writes = _columns(weights["b_dec"], make.targets, self.targets)
-        for name in ("W_enc", "W_left", "W_right"):
-            if name in weights and make.reach == "all":
-                weights[name].mul_(reads * gain)
-        if make.reach != "all":
-            for factor, latents in zip(self.sources, make.latent_slices, strict=True):
-                weights["W_enc"][latents] *= factor * gain
-        for name in ("b_enc", "b_left", "b_right", "b_gate", "b_mag", "threshold"):
-            if name in weights:
-                weights[name].mul_(gain)
-        weights["W_dec"].div_(writes * gain)
-        weights["b_dec"].div_(writes)
-        if make.skip:
-            weights["W_skip"].mul_(reads).div_(writes[:, None])
+        fold_scales(make, weights, self.sources, self.targets, gain=gain)
+
+
+def _factor(activations: Activations, site: str) -> float:
+    """Return a site's factor if float32 can take it."""
+    factor = activations.scale(site)
+    if not LARGEST**-1 < factor < LARGEST:
+        raise DataError(
+            f"activations of {site!r} would have to be multiplied by {factor:.3g}, which is beyond "
+            "float32, to be of size 1; bring them nearer to it first"
+        )
+    return factor
 
 
 def _joined(
@@ -96,10 +100,3 @@ def _joined(
 ) -> Tensor:
     parts = [batch[site].to(device) * factor for site, factor in zip(sites, factors, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _columns(like: Tensor, widths: Sequence[int], factors: Sequence[float]) -> Tensor:
-    """Return one factor for each column of sites side by side."""
-    return torch.cat(
-        [like.new_full((width,), factor) for width, factor in zip(widths, factors, strict=True)]
-    )

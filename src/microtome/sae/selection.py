@@ -15,20 +15,27 @@ it loses anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from microtome.sae.architecture import COUNTED, Architecture
-from microtome.sae.encoding import Weights, pre_activations
-from microtome.sae.estimation import Precision, estimator
-from microtome.sae.kernels import Entries, dot
-
-BLOCK_ROWS = 512
-"""Rows whose pre-activations are formed at a time."""
+from microtome.sae.encoding import Weights
+from microtome.sae.estimation import ByteProduct, Precision
+from microtome.sae.kernels import Entries
+from microtome.sae.pairs import Units, largest_of_batch, largest_pairs
+from microtome.sae.products import BLOCK_ROWS, Buffers, Encoding, room
+from microtome.sae.proposals import (
+    batch_level,
+    grouping,
+    largest,
+    largest_of_bags,
+    reaching,
+    row_levels,
+    spared,
+)
 
 MARGIN = 0.93
 """Share of the last batch's threshold from which entries are candidates of the next one."""
@@ -36,15 +43,19 @@ MARGIN = 0.93
 FIRST_ROWS = 64
 """Rows from which the first batch's threshold is guessed."""
 
-SPARE = 0.25
-"""Candidates beyond what is kept, as a share of it, where they come from estimates."""
+ROW_CODE, BATCH_CODE = 200, 96
+"""Bytes that stand for the last threshold, of rows and of batches; the largest byte is 255."""
+
+CROWD = 8
+"""Candidates, as a multiple of what is wanted, from which bytes are too coarse a measure."""
+
+UNEVEN = 6
+"""Largest input of a batch, as a multiple of a middling row's largest, up to which bytes tell the
+latents of single rows apart; a batch with an outlier beyond it is ranked exactly."""
 
 CHECK_EVERY, CHECK_ROWS, LEAST_ENERGY = 64, 64, 0.9995
 """Batches between two comparisons of estimates with the exact choice, rows that are compared, and
 the share of the kept squares below which estimates are given up."""
-
-ESTIMATED_ROWS, ESTIMATED_WEIGHTS = 512, 2**18
-"""Rows of a batch and entries of an encoder below which estimates take longer than they save."""
 
 DENSEST = 1 / 16
 """Share of active latents from which dense products are faster than sparse ones."""
@@ -63,10 +74,12 @@ class Selection:
     Attributes:
         entries: The kept entries, bag = row; within a row by latent where the make needs it.
         known: Their pre-activations; a gated coder's without a bias.
+        units: Those of their left and right units, with a Kronecker encoder and counted latents.
     """
 
     entries: Entries
     known: Tensor
+    units: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -75,7 +88,8 @@ class Selector:
 
     Attributes:
         precision: Of the products that propose candidates.
-        threshold: Smallest value that the last batch kept, None before the first.
+        threshold: Smallest value that the last batch kept, None before the first; where rows are
+            proposed in bytes, the largest of their smallest values.
         batches: Batches selected.
         fallbacks: Batches in which the candidates were too few.
         dense_left: Batches still to be computed densely.
@@ -88,8 +102,7 @@ class Selector:
     fallbacks: int = 0
     dense_left: int = 0
     energy: float = 1.0
-    _buffer: Tensor | None = field(default=None, repr=False)
-    _mask: Tensor | None = field(default=None, repr=False)
+    _buffers: Buffers = field(default_factory=dict, repr=False)
 
     def state(self) -> dict[str, Any]:
         """Return what it remembers, as plain values."""
@@ -114,64 +127,143 @@ class Selector:
         """
         if make.activation not in COUNTED:
             return self._above(make, weights, inputs, reach)
-        encoding = _Encoding.of(make, weights, inputs, self)
+        if make.kronecker is not None:
+            return self._pairs(make, make.kronecker, weights, inputs)
+        encoding = Encoding.of(make, weights, inputs, self.precision, self._buffers)
         if encoding.estimated and self.batches % CHECK_EVERY == 0:
             self._check(make, encoding)
-            encoding = _Encoding.of(make, weights, inputs, self)
+            if self.precision == "float32":
+                encoding = replace(encoding, estimate=None)
+        if encoding.estimated and self.precision == "int8":
+            sizes = encoding.inputs.abs().amax(1)
+            if not bool(sizes.amax() <= UNEVEN * sizes.median()):
+                encoding = replace(encoding, estimate=None)
         self.batches += 1
         choose = self._batch_top if make.activation == "batchtopk" else self._row_top
         entries, values = choose(make, encoding)
         return Selection(entries, values)
 
-    def _row_top(self, make: Architecture, encoding: _Encoding) -> tuple[Entries, Tensor]:
+    def _row_top(self, make: Architecture, encoding: Encoding) -> tuple[Entries, Tensor]:
         """Return the ``k`` largest of each row."""
         absolute = make.activation == "abstopk"
-        count = min(make.d_sae, _spared(make.k)) if encoding.estimated else make.k
-        chosen, found = [], []
-        for block in encoding.blocks():
-            latents = top_latents(_sortable(block.abs() if absolute else block), count)
-            chosen.append(latents)
-            if not encoding.estimated:
-                found.append(block.gather(1, latents))
-        latents = torch.cat(chosen)
-        rows = torch.arange(len(latents), device=latents.device)
-        if encoding.estimated:
-            candidates = Entries(
-                rows.repeat_interleave(count), latents.flatten(), len(rows), make.d_sae
-            )
-            values = encoding.exact(candidates).view(len(rows), count)
-            kept = (values.abs() if absolute else values).topk(make.k, sorted=False).indices
-            latents, values = latents.gather(1, kept), values.gather(1, kept)
+        if not encoding.estimated:
+            chosen, found = [], []
+            for block in encoding.blocks():
+                chosen.append(top_latents(_sortable(block.abs() if absolute else block), make.k))
+                found.append(block.gather(1, chosen[-1]))
+            entries, values = _rows_of(torch.cat(chosen), make), torch.cat(found).view(-1)
         else:
-            values = torch.cat(found)
+            entries = self._proposed_rows(make, encoding)
+            values = encoding.exact(entries)
+            kept = largest_of_bags(entries, values.abs() if absolute else values, make.k)
+            entries, values = _some(entries, kept), values[kept]
+            if encoding.in_bytes is not None:
+                self.threshold = float(values.view(-1, make.k).amin(1).amax())
         if make.prefixes or make.reach != "all":
-            latents, order = latents.sort(1)
-            values = values.gather(1, order)
-        rows = rows.repeat_interleave(make.k)
-        return Entries(rows, latents.flatten(), len(latents), make.d_sae), values.flatten()
+            order = (entries.bags * make.d_sae + entries.latents).argsort()
+            entries, values = _some(entries, order), values[order]
+        return entries, values
 
-    def _batch_top(self, make: Architecture, encoding: _Encoding) -> tuple[Entries, Tensor]:
+    def _proposed_rows(self, make: Architecture, encoding: Encoding) -> Entries:
+        """Return candidates of each row, at least ``k``, in the order of the rows."""
+        cut = grouping(make.d_sae, make.k)
+        product = encoding.in_bytes if make.activation == "topk" else None
+        if product is not None and cut is not None:
+            step = self._level(make, encoding) / ROW_CODE
+            if 0 < step < float("inf"):
+                return self._rows_in_bytes(make, encoding, product, step, *cut)
+        count = min(make.d_sae, spared(make.k))
+        absolute = make.activation == "abstopk"
+        found = [
+            top_latents(_sortable(block.abs() if absolute else block), count)
+            for block in encoding.blocks()
+        ]
+        return _rows_of(torch.cat(found), make)
+
+    def _rows_in_bytes(
+        self,
+        make: Architecture,
+        encoding: Encoding,
+        product: ByteProduct,
+        step: float,
+        groups: int,
+        rank: int,
+    ) -> Entries:
+        """Return candidates from bytes; rows too small or too large for them are taken exactly."""
+        places, unfit, start = [], [], 0
+        for codes in product.codes(encoding.inputs, step):
+            level = row_levels(codes, groups, rank)
+            fit = level.view(-1) > 0
+            flags = room(self._buffers, "flags", (len(codes), make.d_sae), codes)
+            # codes of 255 stand for anything from there on, and 0 is reached by all
+            where = reaching(codes, torch.where(level > 0, level, 255), flags)
+            if len(where) > CROWD * rank * len(codes):
+                fit = torch.zeros_like(fit)
+            if not bool(fit.all()):
+                where = where[fit[where // make.d_sae]]
+                unfit.append((~fit).nonzero().squeeze(1) + start)
+            places.append(where + start * make.d_sae)
+            start += len(codes)
+        if unfit:
+            for rows in torch.cat(unfit).split(BLOCK_ROWS):
+                latents = top_latents(encoding.exact_rows(encoding.inputs[rows]), make.k)
+                places.append((latents + rows[:, None] * make.d_sae).view(-1))
+            places = [torch.cat(places).sort().values]
+        return _entries(torch.cat(places), make, start)
+
+    def _level(self, make: Architecture, encoding: Encoding) -> float:
+        """Return the last batch's threshold, or what some rows of this one say; 0 for none."""
+        if self.threshold is not None and self.threshold > 0:
+            return self.threshold
+        some = encoding.exact_rows(encoding.inputs[:FIRST_ROWS])
+        if make.activation == "batchtopk":
+            return float(some.flatten().topk(make.k * len(some), sorted=False).values.min())
+        return float(some.topk(make.k, sorted=False).values.amin(1).amax())
+
+    def _batch_top(self, make: Architecture, encoding: Encoding) -> tuple[Entries, Tensor]:
         """Return a batch's ``k`` largest per row, in the order of rows and latents."""
-        wanted = make.k * len(encoding.inputs)
-        place, values = self._candidates(make, encoding, wanted)
+        rows = len(encoding.inputs)
+        wanted = make.k * rows
+        proposed = self._batch_in_bytes(make, encoding, wanted)
+        if proposed is None:
+            place, values = self._candidates(make, encoding, wanted)
+            if encoding.estimated and len(place) > spared(wanted):
+                mark = largest(values, spared(wanted))
+                place, values = place[mark], values[mark]
+        else:
+            place = proposed
         if encoding.estimated:
-            spared = min(_spared(wanted), len(place))
-            if spared < len(place):
-                place = place[values.topk(spared, sorted=False).indices]
-            place = place.sort().values
-            values = encoding.exact(_entries(place, make, len(encoding.inputs)))
+            values = encoding.exact(_entries(place, make, rows))
         if len(place) > wanted:
-            top = values.topk(wanted, sorted=False)
-            place, values = place[top.indices], top.values
-        place, order = place.sort()
-        values = values[order]
+            mark = largest(values, wanted)
+            place, values = place[mark], values[mark]
         self.threshold = float(values.min()) if len(values) == wanted else 0.0
-        return _entries(place, make, len(encoding.inputs)), values
+        return _entries(place, make, rows), values
+
+    def _batch_in_bytes(self, make: Architecture, encoding: Encoding, wanted: int) -> Tensor | None:
+        """Return the flat numbers of candidates from bytes, growing; None if they do not do.
+
+        Rows come in no order, so the first block says which level enough entries reach.
+        """
+        product = encoding.in_bytes
+        step = 0.0 if product is None or self.threshold == 0 else self._level(make, encoding)
+        if product is None or make.d_sae % 8 or not 0 < step < float("inf"):
+            return None
+        level, start, places = 0, 0, []
+        for codes in product.codes(encoding.inputs, step / BATCH_CODE):
+            level = level or batch_level(codes, spared(make.k * len(codes)))
+            flags = room(self._buffers, "flags", (len(codes), make.d_sae), codes)
+            places.append(reaching(codes, level, flags) + start)
+            start += codes.numel()
+        if wanted <= sum(map(len, places)) <= CROWD * wanted:
+            return torch.cat(places)
+        self.fallbacks += 1
+        return None
 
     def _candidates(
-        self, make: Architecture, encoding: _Encoding, wanted: int
+        self, make: Architecture, encoding: Encoding, wanted: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the flat numbers and values of at least the wanted number of entries.
+        """Return the flat numbers, growing, and values of at least the wanted number of entries.
 
         They are fewer only where no more are positive.
         """
@@ -193,17 +285,32 @@ class Selector:
 
     def _exceeding(self, block: Tensor, bound: float) -> Tensor:
         """Return the flat numbers of the entries above a bound, growing."""
-        if self._mask is None or self._mask.shape != block.shape:
-            self._mask = torch.empty_like(block, dtype=torch.bool)
-        torch.gt(block, bound, out=self._mask)
-        return self._mask.view(-1).nonzero().squeeze(1)
+        like = torch.empty(0, dtype=torch.bool, device=block.device)
+        mask = room(self._buffers, "mask", (len(block), block.shape[1]), like)
+        return torch.gt(block, bound, out=mask).view(-1).nonzero().squeeze(1)
 
-    def _check(self, make: Architecture, encoding: _Encoding) -> None:
+    def _pairs(
+        self, make: Architecture, shape: tuple[int, int, int], weights: Weights, inputs: Tensor
+    ) -> Selection:
+        """Return what a batch keeps of the pairs of a Kronecker encoder's units."""
+        units = Units.of(shape, weights, inputs - weights["b_dec"] if make.center else inputs)
+        self.batches += 1
+        if make.activation == "batchtopk":
+            found, self.threshold, short = largest_of_batch(units, make.k, self.threshold)
+            entries = _entries(found, make, len(inputs))
+            self.fallbacks += short
+        else:
+            found = largest_pairs(units, make.k)
+            entries = _rows_of(found.sort(1).values if make.prefixes else found, make)
+        left, right = units.of_latents(entries.bags, entries.latents)
+        return Selection(entries, (left.relu() * right.relu()).sqrt(), (left, right))
+
+    def _check(self, make: Architecture, encoding: Encoding) -> None:
         """Compare the choice from estimates with the exact one; give estimates up if it is poor."""
         rows = encoding.inputs[:CHECK_ROWS]
         exact = rows @ encoding.encoder.T + encoding.bias
-        count = min(make.d_sae, _spared(make.k))
-        estimate = next(iter(encoding.blocks()))[: len(rows)].float()
+        count = min(make.d_sae, spared(make.k))
+        estimate = next(iter(replace(encoding, inputs=rows).blocks())).float()
         if make.activation == "abstopk":
             estimate = estimate.abs()
         else:
@@ -227,7 +334,7 @@ class Selector:
         least = weights["threshold"] - reach if make.activation == "jumprelu" else None
         limit = DENSEST * len(inputs) * make.d_sae
         places, values, start, count = [], [], 0, 0
-        for block in _Encoding.of(make, weights, inputs, self).blocks():
+        for block in Encoding.of(make, weights, inputs, "float32", self._buffers).blocks():
             active = block > 0 if least is None else (block > 0) & (block > least)
             where = active.view(-1).nonzero().squeeze(1)
             count += len(where)
@@ -246,72 +353,6 @@ class Selector:
 _REMEMBERED = ("precision", "threshold", "batches", "fallbacks", "dense_left", "energy")
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoding:
-    """The products of a batch with the encoder, block by block.
-
-    Attributes:
-        make: The coder's make.
-        weights: Its weights.
-        inputs: ``[row, d_in]``, centered where there is one matrix for all.
-        encoder: That matrix ``[d_sae, d_in]``; empty where there is none.
-        bias: Its bias.
-        selector: Whose buffer and precision are used.
-        estimated: Whether the blocks are estimates.
-    """
-
-    make: Architecture
-    weights: Weights
-    inputs: Tensor
-    encoder: Tensor
-    bias: Tensor
-    selector: Selector
-    estimated: bool
-
-    @staticmethod
-    def of(make: Architecture, weights: Weights, inputs: Tensor, selector: Selector) -> _Encoding:
-        encoder = weights["W_dec"] if make.encoder == "tied" else weights.get("W_enc")
-        if encoder is None or make.reach != "all":
-            none = inputs.new_empty(0)
-            return _Encoding(make, weights, inputs, none, none, selector, False)
-        estimated = (
-            selector.precision != "float32"
-            and make.activation in COUNTED
-            and encoder.dtype == torch.float32
-            and len(inputs) >= ESTIMATED_ROWS
-            and encoder.numel() >= ESTIMATED_WEIGHTS
-        )
-        centered = inputs - weights["b_dec"] if make.center else inputs
-        bias = weights["b_gate" if make.activation == "gated" else "b_enc"]
-        return _Encoding(make, weights, centered, encoder, bias, selector, estimated)
-
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield pre-activations ``[row, d_sae]``; the next block may overwrite them."""
-        parts = self.inputs.split(BLOCK_ROWS)
-        if not len(self.encoder):
-            for rows in parts:
-                pre = pre_activations(self.make, self.weights, rows)
-                yield pre + self.weights["b_gate"] if self.make.activation == "gated" else pre
-            return
-        if self.estimated:
-            estimate = estimator(self.selector.precision, self.encoder, self.bias)
-            if estimate is not None:
-                yield from map(estimate, parts)
-                return
-        for rows in parts:
-            room = self.selector._buffer
-            if room is None or room.shape[1:] != (self.make.d_sae,) or len(room) < len(rows):
-                room = self.encoder.new_empty(len(rows), self.make.d_sae)
-            if room.dtype != rows.dtype or room.device != rows.device:
-                room = self.encoder.new_empty(len(rows), self.make.d_sae)
-            self.selector._buffer = room
-            yield torch.addmm(self.bias, rows, self.encoder.T, out=room[: len(rows)])
-
-    def exact(self, entries: Entries) -> Tensor:
-        """Return the exact pre-activations of some entries."""
-        return dot(self.inputs, self.encoder, entries) + self.bias[entries.latents]
-
-
 def top_latents(key: Tensor, k: int) -> Tensor:
     """Return the latents ``[row, k]`` of the largest keys of each row, exactly, in any order."""
     width = key.shape[1]
@@ -325,27 +366,36 @@ def top_latents(key: Tensor, k: int) -> Tensor:
     return place // k * groups + group.gather(1, place % k)
 
 
-def _rank_all(make: Architecture, encoding: _Encoding, wanted: int) -> tuple[Tensor, Tensor]:
-    """Return the largest of all entries, merged block by block."""
-    wanted = _spared(wanted) if encoding.estimated else wanted
+def _rank_all(make: Architecture, encoding: Encoding, wanted: int) -> tuple[Tensor, Tensor]:
+    """Return the largest of all entries, merged block by block, in the order of their places."""
+    wanted = spared(wanted) if encoding.estimated else wanted
     place = torch.empty(0, dtype=torch.int64, device=encoding.inputs.device)
     value = encoding.inputs.new_empty(0)
-    for number, block in enumerate(encoding.blocks()):
+    start = 0
+    for block in encoding.blocks():
         top = block.flatten().topk(min(wanted, block.numel()), sorted=False)
-        place = torch.cat([place, top.indices + number * BLOCK_ROWS * make.d_sae])
+        place = torch.cat([place, top.indices + start])
         value = torch.cat([value, top.values.to(value.dtype)])
         best = value.topk(min(wanted, len(value)), sorted=False)
         place, value = place[best.indices], best.values
-    return place, value
+        start += block.numel()
+    place, order = place.sort()
+    return place, value[order]
 
 
 def _entries(place: Tensor, make: Architecture, rows: int) -> Entries:
     return Entries(place // make.d_sae, place % make.d_sae, rows, make.d_sae)
 
 
-def _spared(count: int) -> int:
-    """Return how many candidates are taken where some are to be kept."""
-    return count + max(8, round(SPARE * count))
+def _rows_of(latents: Tensor, make: Architecture) -> Entries:
+    """Return the entries of latents ``[row, count]``."""
+    rows, count = latents.shape
+    bags = torch.arange(rows, device=latents.device).repeat_interleave(count)
+    return Entries(bags, latents.reshape(-1), rows, make.d_sae)
+
+
+def _some(entries: Entries, chosen: Tensor) -> Entries:
+    return replace(entries, bags=entries.bags[chosen], latents=entries.latents[chosen])
 
 
 def _sortable(values: Tensor) -> Tensor:

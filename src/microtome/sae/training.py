@@ -1,15 +1,15 @@
 """Training of sparse coders, from any activations, to be killed and resumed at any moment.
 
-data = mt.sae.ActivationStore.of(tensor)
-run = mt.sae.train(data, config=mt.sae.Config(k=32), folder="my-sae")
-run.sae, run.summary.fvu, run.summary.history
+sae = mt.sae.train(model, site="blocks.5.resid_post", text="corpus.txt", config=mt.sae.Config(k=32))
+sae = mt.sae.train(tensor, folder="my-sae")
+sae.summary.fvu, sae.summary.history
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from torch import Tensor
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.errors import ConfigError, DataError, TrainingError
-from microtome.sae.architecture import Architecture
-from microtome.sae.checkpoints import FILE, Checkpoint
+from microtome.sae.architecture import COUNTED, Architecture
+from microtome.sae.checkpoints import FILE, Checkpoint, damaged
 from microtome.sae.coder import SAE, Origin
 from microtome.sae.config import Config
 from microtome.sae.dead import DeadCounter, resample
@@ -29,69 +29,107 @@ from microtome.sae.estimation import Precision, fastest_precision
 from microtome.sae.finishing import Measured, finish
 from microtome.sae.losses import loss
 from microtome.sae.metrics import MetricsFile, Tally
+from microtome.sae.opening import Data, Places, Reading, Wanted, opened
 from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
-from microtome.sae.results import Training, TrainingSummary
+from microtome.sae.results import TrainingSummary
 from microtome.sae.scaling import Scaling
 from microtome.sae.selection import Selector
 
 if TYPE_CHECKING:
     from microtome.sae.activations import Activations
+    from microtome.sae.harvesting.documents import Text
+    from microtome.tracing.sites import Site
+
+ENCODER_START = 0.1
+"""Norm of an encoder's rows at the start where latents compete to be counted.
+
+Which are counted does not depend on it, but how fast they turn does: Adam's steps have a size of
+their own. And the sum of many latents that are not yet apart does not overshoot."""
 
 SUMMARY = "training.json"
 """File of the summary in a run's folder."""
 
 
 def train(
-    activations: Activations,
+    data: Data,
     config: Config | None = None,
     *,
-    sources: Sequence[str] | None = None,
-    targets: Sequence[str] | None = None,
+    text: Text | None = None,
+    site: str | Site | None = None,
+    sources: Places | None = None,
+    targets: Places | None = None,
+    tokens: int | None = None,
+    context: int | None = None,
+    shards: str | Path | None = None,
     folder: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Progress = quiet,
     watch: Callable[[Mapping[str, Any]], None] | None = None,
     origin: Origin | None = None,
-) -> Training:
-    """Train a sparse coder.
+) -> SAE:
+    """Train a sparse coder on a model that reads text, or on activations that are there already.
 
     With a folder, the state is kept in it every so often and the same call goes on where it was
-    interrupted, by Ctrl-C or a kill; the result is the same, bit for bit, for the same number of
-    threads.
+    interrupted, by Ctrl-C or a kill, in harvesting or in training; the result is the same, bit for
+    bit, for the same number of threads.
 
     Args:
-        activations: The data; see :mod:`microtome.sae.activations`.
+        data: A model, which needs ``text`` and a site; or activations: a tensor ``[row, d]``,
+            tensors by site, a store, or the folder of one.
         config: Settings.
-        sources: Sites that are read, all of the data's unless given.
-        targets: Sites that are written, the sources unless given.
+        text: What the model reads; see :func:`microtome.sae.harvest`.
+        site: The place that an SAE reads and writes.
+        sources: Places that are read by coders other than SAEs; all of the data's unless given.
+            One without a block means that of every block.
+        targets: Places that are written, the sources unless given: others for a transcoder.
+        tokens: Tokens of the text to read at most, all by default.
+        context: Tokens of a row of the model's input, 128 or the model's own by default.
+        shards: Where the harvested activations are kept, ``activations`` in the folder unless
+            given; a second training with the same shards does not harvest again. With neither,
+            they are temporary.
         folder: Where the run is kept.
         checkpoint_seconds: Least time between two checkpoints.
         progress: Told after each step.
         watch: Told each row of metrics, the first after a hundredth of the run: loss, FVU, L0, dead
             share, learning rate, seconds left.
-        origin: Model and fingerprint to note in the coder.
+        origin: Model and fingerprint to note in the coder where the data do not say.
 
     Returns:
-        The coder with its summary.
+        The coder, for activations as the sites have them; its ``summary`` says how it was trained.
 
     Raises:
+        UsageError: The arguments do not go together.
         ConfigError: Settings do not fit the data, or the folder holds another run.
+        SiteError: The model has no such site.
         UnknownNameError: The data have no such site.
         TrainingError: Loss or gradients stopped being finite; weights and checkpoint are those of
             the last good step.
         DataError: Activations are not finite.
         FormatError: The folder's checkpoint is damaged.
         OutputError: The folder cannot be written.
+
+    Example:
+        >>> import microtome as mt
+        >>> model = mt.load("python-code")
+        >>> config = mt.sae.Config(k=4, d_sae=32, steps=3, batch_size=8, eval_rows=8)
+        >>> sae = mt.sae.train(model, site="blocks.0.mlp.out", text=["x = [1, 2]"], config=config)
+        >>> sae.d_in, sae.d_sae, sae.origin.sources
+        (176, 32, ('blocks.0.mlp.out',))
     """
-    reads = tuple(activations.sites if sources is None else sources)
-    writes = reads if targets is None else tuple(targets)
     place = None if folder is None else Path(folder)
-    run = _Run(activations, config or Config(), reads, writes, place)
-    run.restore()
-    run.train(progress, watch, checkpoint_seconds)
-    measured = finish(run.coder, run.selector, run.scaling, run.config, activations, reads, writes)
-    return run.result(measured, origin or Origin())
+    wanted = Wanted(site, sources, targets)
+    reading = Reading(text, tokens, context, None if shards is None else Path(shards), place)
+    with opened(data, wanted, reading, progress=progress) as given:
+        run = _Run(given.activations, config or Config(), given.sources, given.targets, place)
+        run.restore()
+        _keep_freed_memory()
+        run.train(progress, watch, checkpoint_seconds)
+        measured = finish(
+            run.coder, run.selector, run.scaling, run.config,
+            given.activations, given.sources, given.targets,
+        )  # fmt: skip
+        return run.result(measured, origin or given.origin)
 
 
 @dataclass
@@ -119,6 +157,7 @@ class _Run:
     ) -> None:
         self.activations, self.config, self.folder = activations, config, folder
         self.sources, self.targets = sources, targets
+        _require_device(config.device)
         if not sources or not targets:
             raise ConfigError(
                 f"sources are {sources} and targets {targets}; expected at least one site each"
@@ -149,13 +188,22 @@ class _Run:
             if self.config.precision == "auto":  # what was measured then holds for the whole run
                 self.selected_in = found.identity.get("selected_in", self.selected_in)
             found.require(self.identity(), self.folder)
-            self._take(found)
+            try:
+                self._take(found, self.folder)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise damaged(self.folder, error) from error
             self.undo = self.selector.state()
         self.metrics = MetricsFile(self.folder, self.step)
 
-    def _take(self, found: Checkpoint) -> None:
+    def _take(self, found: Checkpoint, folder: Path) -> None:
         counters = dict(found.counters)
         self.step = counters["step"]
+        if not isinstance(self.step, int) or not 0 <= self.step <= self.steps:
+            raise ValueError(f"step {self.step!r} of {self.steps}")
+        shapes = {f"weights.{n}": tuple(w.shape) for n, w in self.coder.weights.items()}
+        if self.step:
+            shapes |= {f"adam.{n}": shape for n, shape in self.optimizer.state_shapes().items()}
+        found.require_tensors(shapes | {"silent": (self.make.d_sae,)}, folder)
         self.selector.restore(counters["selector"])
         self.tally = Tally(**counters["tally"])
         self.clock = _Clock(counters["seconds"])
@@ -246,7 +294,7 @@ class _Run:
             self.make, config, weights, passed, inputs, targets,
             sparsity=config.sparsity_at(step, self.steps), dead=self.counter.dead(),
         )  # fmt: skip
-        found.total.backward()
+        found.backward(weights)
         values = passed.values.detach()
         self.undo = None
         norm = self.optimizer.step(config.lr_at(step, self.steps, self.peak_lr))
@@ -254,7 +302,8 @@ class _Run:
             self.undo = remembered
             self._give_up(batch, float(found.total.detach()))
         self.counter.add(passed.form.fired(values), len(inputs))
-        self.tally.add(targets, found.errors, values, self.mean)
+        self.tally.add(targets, found.errors, self.mean)
+        self.tally.add_active(values)
         self.tally.add_losses(found.parts, len(inputs), norm)
         self.step += 1
         if config.resamples(self.step, self.steps):
@@ -306,7 +355,7 @@ class _Run:
         if watch is not None:
             watch(row)
 
-    def result(self, measured: Measured, origin: Origin) -> Training:
+    def result(self, measured: Measured, origin: Origin) -> SAE:
         """Return the finished coder, its scales folded in, with its summary."""
         import pandas as pd
 
@@ -338,7 +387,8 @@ class _Run:
         )
         if self.folder is not None:
             summary.save(self.folder / SUMMARY)
-        return Training(self.coder, summary, self.folder)
+        self.coder.summary = summary
+        return self.coder
 
 
 def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
@@ -347,7 +397,31 @@ def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
         coder.weights["b_dec"].copy_(mean)
         if make.activation == "jumprelu":
             coder.weights["threshold"].fill_(config.threshold)
+        if make.activation in COUNTED and make.encoder != "tied":
+            for name in coder.weights.keys() & {"W_enc", "W_left", "W_right"}:
+                coder.weights[name].mul_(ENCODER_START)
     return coder
+
+
+def _require_device(device: str) -> None:
+    """Refuse a device that does not exist or cannot compute, before anything is read."""
+    try:
+        torch.zeros((), device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"device is {device!r}, which cannot be used ({str(error).splitlines()[0]}); expected "
+            "cpu, or cuda where torch sees a GPU"
+        ) from error
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next one, where it is glibc.
+
+    Memory that is fresh from the system costs as much as the gradients that are written to it. How
+    much glibc keeps follows from the largest block that was ever freed, up to 32 MiB; this one is
+    never touched.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _selecting(config: Config) -> Precision:

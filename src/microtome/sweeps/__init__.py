@@ -6,7 +6,7 @@ from microtome.core.lazy import lazy_names
 
 _NAMES = {
     "Cost": "microtome.sweeps.cost:Cost",
-    "PairEffects": "microtome.sweeps.pairs:PairEffects",
+    "PairEffects": "microtome.sweeps.pair_effects:PairEffects",
     "PathEffects": "microtome.sweeps.paths:PathEffects",
     "Plan": "microtome.sweeps.plans:Plan",
     "RULES": "microtome.sweeps.rules:RULES",

@@ -15,7 +15,8 @@ import torch
 from microtome.behaviors.evaluate import batches
 from microtome.errors import SweepError
 from microtome.sweeps.cells import WHOLE
-from microtome.tracing.sites import Site, resolve_index
+from microtome.tracing.indices import resolve_index
+from microtome.tracing.sites import Site
 from microtome.tracing.vocabulary import codec_of, is_error
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def split_reason(model: Model, site: Site) -> str:
     if not codec_of(site.name):
         return ""
     for one in codecs_at(model, site).values():
+        if one.joint:
+            return f"{one.name} has several sites, so a change enters at more than one place"
         if one.at.layer != one.to.layer:
             return f"{one.name} reads {one.at} and writes another block, {one.to}"
     return ""

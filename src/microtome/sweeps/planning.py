@@ -41,7 +41,8 @@ from microtome.sweeps.plans import Plan
 from microtome.sweeps.rows import Row, SweepMetric, rows_of
 from microtome.sweeps.rules import Rule, choose
 from microtome.tracing.catalog import require_anatomy
-from microtome.tracing.sites import Site, at, resolve_index
+from microtome.tracing.indices import resolve_index
+from microtome.tracing.sites import Site, at
 from microtome.tracing.vocabulary import codec_of, is_latents
 
 if TYPE_CHECKING:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self, cast
 
-from microtome.tracing.attachments import Attachment, attachment, named
+from microtome.tracing.attachments import Attachment, named
 from microtome.tracing.catalog import Catalog
+from microtome.tracing.joining import attachments
 from microtome.tracing.sites import Site
 
 if TYPE_CHECKING:
@@ -30,7 +32,12 @@ class Attaching:
     codecs: tuple[Attachment, ...] = ()
 
     def attach(
-        self, name: str, codec: Codec, *, at: str | Site, to: str | Site | None = None
+        self,
+        name: str,
+        codec: Codec,
+        *,
+        at: str | Site | Sequence[str | Site] | None = None,
+        to: str | Site | Sequence[str | Site] | None = None,
     ) -> Self:
         """Return this model with a codec attached; its latents and error are sites then.
 
@@ -41,12 +48,19 @@ class Attaching:
         codec computes in its own type (that of its parameters, its ``dtype``, or float32); what it
         changes is rounded to the model's. One short pass checks all of it.
 
+        A codec of several sites has an error at each target. Its latents are a site where they
+        become known: those of a crosscoder at its last source, those of a cross-layer transcoder
+        at the source they read. A change of them is written at the targets from there on; at
+        targets before, the error can only be read. See :mod:`microtome.tracing.joints`.
+
         Args:
             name: Letters, digits, ``_`` and ``-``. The same name may stand for one codec in each
                 block.
-            codec: An SAE, a transcoder, or anything of that shape.
-            at: The one place it reads.
-            to: The one place it writes, for transcoders; a later one.
+            codec: An SAE, a transcoder, a crosscoder, or anything of that shape.
+            at: The place it reads, or the places, in the order of its input; by default those
+                that the codec says it belongs to (its ``origin``).
+            to: The place it writes, or the places, in the order of its output: for transcoders,
+                behind ``at``; where it reads unless given.
 
         Returns:
             A model that shares this one's module.
@@ -57,8 +71,8 @@ class Attaching:
             ShapeError: If widths do not fit, or the codec gives NaN.
             ModelSupportError: If the model is not a transformer.
         """
-        new = attachment(cast("Model", self), name, codec, at, to)
-        return self._with((*self.codecs, new))
+        new = attachments(cast("Model", self), name, codec, at, to)
+        return self._with((*self.codecs, *new))
 
     def detach(self, name: str) -> Self:
         """Return this model without the codecs of a name.
@@ -70,7 +84,7 @@ class Attaching:
         return self._with(tuple(one for one in self.codecs if one not in gone))
 
     def attached(self, name: str) -> tuple[Attachment, ...]:
-        """Return the codecs attached under a name, one for each place.
+        """Return the codecs attached under a name, one for each place where latents are.
 
         Raises:
             ConfigError: If there is none.

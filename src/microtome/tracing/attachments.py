@@ -22,7 +22,7 @@ from microtome.models.discovery import probe_tokens
 from microtome.models.fingerprint import fingerprint
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.sites import Site, at
-from microtome.tracing.vocabulary import BLOCK_SITES, MODEL_SITES, codec_of, is_codec_name
+from microtome.tracing.vocabulary import BLOCK_ORDER, MODEL_SITES, codec_of, is_codec_name
 
 if TYPE_CHECKING:
     from microtome.tracing.interventions import Intervention
@@ -37,16 +37,21 @@ ALONE = 8
 
 @dataclass(frozen=True, eq=False)
 class Attachment:
-    """A codec attached to a model under a name.
+    """A codec attached to a model under a name, or a part of one that has several sites.
 
     Attributes:
         name: The name.
         codec: The codec.
-        at: The site it reads.
-        to: The site whose value it stands for; that it reads, except for transcoders.
+        at: The site it reads; of several the last one, where its latents become known.
+        to: The site whose value it stands for; that it reads, except for transcoders. Of several
+            the first one behind ``at``.
         dtype: Type the codec computes in, whatever the model's is.
         affine: Whether decoded latents add up, which was measured.
         fingerprint: Hash of the codec's weights, or of what it gives for the probe.
+        reads: The sites it reads, in the order of its input.
+        writes: The sites it stands for, in the order of its output.
+        widths: Their widths.
+        joint: Whether it is one, or a part of one, of several sites.
     """
 
     name: str
@@ -56,6 +61,16 @@ class Attachment:
     dtype: torch.dtype
     affine: bool
     fingerprint: str
+    reads: tuple[Site, ...] = ()
+    writes: tuple[Site, ...] = ()
+    widths: tuple[int, ...] = ()
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        """Fill in the sites of a codec of one source and one target."""
+        object.__setattr__(self, "reads", self.reads or (self.at,))
+        object.__setattr__(self, "writes", self.writes or (self.to,))
+        object.__setattr__(self, "widths", self.widths or (self.codec.d_out,))
 
     @property
     def latents(self) -> Site:
@@ -64,8 +79,27 @@ class Attachment:
 
     @property
     def error(self) -> Site:
-        """The site of its error."""
-        return Site(f"{self.to.name}/{self.name}.error", self.to.layer)
+        """The site of its error at ``to``."""
+        return self.error_at(self.to)
+
+    @property
+    def errors(self) -> tuple[Site, ...]:
+        """The sites of its errors; parts of one codec share those of the sites they both write."""
+        return tuple(self.error_at(site) for site in self.writes)
+
+    def error_at(self, site: Site) -> Site:
+        """Return the site of its error at one of the sites it writes."""
+        return Site(f"{site.name}/{self.name}.error", site.layer)
+
+    def in_time(self, site: Site) -> bool:
+        """Return whether its latents are known where a site it writes is passed."""
+        return site == self.at or order_of(site) > order_of(self.at)
+
+    def part_of(self, site: Site) -> slice:
+        """Return which of the decoded values ``[..., d_out]`` stand for a site it writes."""
+        number = self.writes.index(site)
+        start = sum(self.widths[:number])
+        return slice(start, start + self.widths[number])
 
     @property
     def two_sites(self) -> bool:
@@ -76,7 +110,15 @@ class Attachment:
         """Return the intervention that puts the reconstruction in the place of the value.
 
         It sets the error to zero; ``attachment.error`` with a selector does so at some positions.
+
+        Raises:
+            ConfigError: If it has, or is a part of a codec that has, several targets.
         """
+        if self.joint:
+            raise ConfigError(
+                f"{self.name} has several sites; the errors to set to zero are those of "
+                f"{', '.join(map(str, self.errors))}: microtome.at(SITE).zero() for each."
+            )
         return self.error.zero()
 
     def encode(self, value: torch.Tensor) -> torch.Tensor:
@@ -122,26 +164,35 @@ def attachment(
         ModelSupportError: If the model is not a transformer.
     """
     anatomy = require_anatomy(model.anatomy, "Attaching a codec")
-    if not is_codec_name(name):
-        raise ConfigError(
-            f"name={name!r}: a codec's name has letters, digits, _ and - and starts with a letter "
-            "or digit."
-        )
-    read = _place(model, source, write=target is None)
-    written = read if target is None else _place(model, target, write=True)
-    if target is not None and _order(read) >= _order(written):
+    require_name(name)
+    read = place(model, source, write=target is None)
+    written = read if target is None else place(model, target, write=True)
+    if target is not None and order_of(read) >= order_of(written):
         raise ConfigError(
             f"{name}: to={str(written)!r} does not lie behind at={str(read)!r}. For a codec of one "
             "site leave to= out."
         )
     tokens = probe_tokens(anatomy.vocab, anatomy.context, model.device)
     trace = model.trace(tokens, capture=[read, written], logits=None)
-    found = _probed(name, codec, trace[read], trace[written], read, written)
-    _require_free(found, model.codecs)
+    found = probed(name, codec, trace[read], trace[written], read, written)
+    require_free(found, model.codecs)
     return found
 
 
-def _place(model: Model, given: str | Site, *, write: bool) -> Site:
+def require_name(name: str) -> None:
+    """Refuse a malformed name.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if not is_codec_name(name):
+        raise ConfigError(
+            f"name={name!r}: a codec's name has letters, digits, _ and - and starts with a letter "
+            "or digit."
+        )
+
+
+def place(model: Model, given: str | Site, *, write: bool) -> Site:
     """Return one place that can be read, and written where that is asked for."""
     site = at(given)
     if site != site.whole():
@@ -167,17 +218,22 @@ def _place(model: Model, given: str | Site, *, write: bool) -> Site:
     return Site(site.name, None if layer is None else (layer,))
 
 
-def _order(site: Site) -> tuple[int, int]:
+def order_of(site: Site) -> tuple[int, int]:
     """Return where a site lies in the forward pass."""
     if isinstance(site.layer, tuple):
-        return site.layer[0], list(BLOCK_SITES).index(site.name)
+        return site.layer[0], BLOCK_ORDER.index(site.name)
     before = site.name.startswith("embed")
     return (-1 if before else 10**9), list(MODEL_SITES).index(site.name)
 
 
-def _require_free(new: Attachment, others: Iterable[Attachment]) -> None:
+def require_free(new: Attachment, others: Iterable[Attachment]) -> None:
+    """Refuse a codec whose latents or errors would have the name of another's.
+
+    Raises:
+        ConfigError: If they would.
+    """
     for other in others:
-        if new.name == other.name and (new.at == other.at or new.to == other.to):
+        if new.name == other.name and (new.at == other.at or set(new.writes) & set(other.writes)):
             raise ConfigError(
                 f"The name {new.name!r} is taken at {other.at}. Give another one, or detach that "
                 f"codec first: model.detach({new.name!r})."
@@ -203,10 +259,15 @@ def fingerprints(codecs: Iterable[Attachment]) -> dict[str, str]:
     return {str(one.latents): one.fingerprint for one in codecs}
 
 
-def _probed(
+def probed(
     name: str, codec: Codec, value: torch.Tensor, wanted: torch.Tensor, read: Site, written: Site
 ) -> Attachment:
-    """Run the codec on recorded values of the sites and check what it gives."""
+    """Run the codec on recorded values of the sites and check what it gives.
+
+    Raises:
+        ConfigError: If it cannot compute there, or a position's latents depend on others.
+        ShapeError: If widths do not fit, or it gives NaN.
+    """
     dtype = _fitting(name, codec, value, wanted, read, written)
     draft = Attachment(name, codec, read, written, dtype, False, "")
     places = tuple(value.shape[:2])

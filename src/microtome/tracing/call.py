@@ -10,6 +10,7 @@ import torch
 
 from microtome.errors import HookError
 from microtome.tracing.interventions import Intervention, Selection
+from microtome.tracing.joints import JointState, arrived
 from microtome.tracing.layouts import Layout
 from microtome.tracing.positions import Positions
 from microtome.tracing.sites import Site
@@ -17,6 +18,7 @@ from microtome.tracing.splicing import State, spliced
 from microtome.tracing.vocabulary import axes_of
 
 if TYPE_CHECKING:
+    from microtome.tracing.joints import Joint
     from microtome.tracing.splicing import Use
 
 
@@ -33,6 +35,7 @@ class Point:
         captures: Sites to keep the value for (with their selectors).
         sources: Transcoders that read here and write elsewhere.
         targets: Codecs that write here, of which more is wanted than their latents.
+        joints: Codecs of several sites that read or write here.
     """
 
     name: str
@@ -42,6 +45,12 @@ class Point:
     captures: list[Site] = field(default_factory=list)
     sources: list[Use] = field(default_factory=list)
     targets: list[Use] = field(default_factory=list)
+    joints: list[Joint] = field(default_factory=list)
+
+    @property
+    def site(self) -> Site:
+        """The site without selectors."""
+        return Site(self.key, None if self.layer is None else (self.layer,))
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -51,7 +60,8 @@ class Point:
     @property
     def writes(self) -> bool:
         """Whether another tensor takes the place of the value."""
-        return bool(self.interventions) or any(use.writes for use in self.targets)
+        changed = any(joint.changes(self.site) for joint in self.joints)
+        return bool(self.interventions) or changed or any(use.writes for use in self.targets)
 
 
 @dataclass
@@ -80,6 +90,7 @@ class Call:
         passed: How often each site was passed.
         scratch: Values kept for a later seam of the same pass.
         codecs: What attached codecs hold, by the name of their latents.
+        joints: What codecs of several sites hold, by name.
     """
 
     positions: Positions
@@ -90,18 +101,22 @@ class Call:
     passed: Counter[str] = field(default_factory=Counter)
     scratch: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     codecs: dict[str, State] = field(default_factory=dict)
+    joints: dict[str, JointState] = field(default_factory=dict)
 
     def through(self, point: Point, raw: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Pass a model's tensor through a site: interventions in order, then captures."""
         self.passed[point.name] += 1
         positions = self._positions(point, raw, layout)
-        if point.interventions or point.sources or point.targets:
+        if point.interventions or point.sources or point.targets or point.joints:
             value = before = layout.view(raw, self.positions.batch)
+            value = arrived(self, point.joints, point.site, value)
             if point.targets:
                 value = spliced(self, point, value, positions)
             else:
                 for intervention in point.interventions:
                     value = intervention.on(value, point.axes, positions, point.name)
+            for joint in point.joints:
+                value = joint.work(self, point.site, value, positions)
             for use in point.sources:
                 use.depart(self, value, positions)
             if value is not before:

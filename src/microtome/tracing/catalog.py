@@ -93,7 +93,8 @@ class Catalog:
     def _codec_names(self) -> Iterator[tuple[str, Attachment]]:
         for one in self.codecs:
             yield str(one.latents), one
-            yield str(one.error), one
+            for error in one.errors:
+                yield str(error), one
 
     def info(self, name: str, layer: int | None = None) -> SiteInfo:
         """Return what is known of one site."""
@@ -132,7 +133,7 @@ class Catalog:
             SiteError: If a ``module:`` path does not exist, or no such codec is attached.
         """
         if codec_of(site.name):
-            return self._resolve_codec(site)
+            return self._allowed(self._resolve_codec(site), site, write)
         if site.name.startswith("module:"):
             self._check_path(site)
             return [(site.name, None)]
@@ -149,9 +150,25 @@ class Catalog:
 
     def _codec_info(self, full: str) -> SiteInfo:
         name = full.split(".", 2)[2] if full.startswith("blocks.") else full
-        if full not in self.codec_sites():
+        one = self.codec_sites().get(full)
+        if one is None:
             return SiteInfo(full, axes_of(name), False, False, "no such codec is attached")
+        early = [site for site in one.writes if not one.in_time(site)]
+        if full in [str(one.error_at(site)) for site in early]:
+            why = f"latents of {one.name} are known at {one.at}, behind it; read only"
+            return SiteInfo(full, axes_of(name), True, False, why)
         return SiteInfo(full, axes_of(name), True, True)
+
+    def _allowed(
+        self, places: list[tuple[str, int | None]], site: Site, write: bool
+    ) -> list[tuple[str, int | None]]:
+        """Leave out errors that can only be read where all of a name are to be written."""
+        infos = [self._codec_info(name) for name, _ in places]
+        if write and site.layer is None and any(info.writable for info in infos):
+            return [one for one, info in zip(places, infos, strict=True) if info.writable]
+        for info in infos:
+            self._require(info, write)
+        return places
 
     def _resolve_codec(self, site: Site) -> list[tuple[str, int | None]]:
         layers: list[int | None] = [None]

@@ -8,7 +8,7 @@ the whole sequence again and the intervention acts on the same absolute position
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from microtome.core.seeds import torch_generator
 from microtome.errors import ConfigError, ShapeError
 from microtome.models.discovery import logits_of
 from microtome.tracing.forward import accepts
+from microtome.tracing.indices import Span
 from microtome.tracing.instrument import Instrument
 from microtome.tracing.interventions import Intervention, chosen_rows
-from microtome.tracing.padding import position_ids
+from microtome.tracing.padding import Policy, mask_positions, policy_of
 from microtome.tracing.scope import Prompted, scoped
-from microtome.tracing.sites import Span
 from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
@@ -69,24 +69,80 @@ def generate(
     _check(max_new_tokens, temperature)
     batch = model.batch(prompts, left=True)
     _check_context(model, batch, max_new_tokens)
-    placed = tuple(i for one in interventions for i in at_steps(one, steps, batch.lengths))
-    instrument = Instrument(model.module, model.catalog, interventions=placed)
-    width = batch.tokens.shape[1]
-    prompted = Prompted(tuple(width - n for n in batch.lengths), batch.lengths)
-    loop = _Loop(model, batch, use_cache and accepts(model.module, "past_key_values"))
+    placed = [i for one in interventions for i in at_steps(one, steps, batch.lengths)]
+    # found by trying, so before any intervention acts
+    policy = policy_of(model) if batch.padded else "own"
     generator = torch_generator(seed, "generate")
-    with turn(model.module), torch.no_grad(), scoped(model.module, instrument, prompted):
-        for _ in range(max_new_tokens):
-            if loop.step(temperature, generator):
-                break
-    return loop.result()
+    found: dict[int, tuple[int, ...]] = {}
+    for rows, part in _parts(batch, apart=policy in ("alone", "none")):
+        acting = [i for one in placed for i in _limited(one, rows, len(batch.lengths))]
+        instrument = Instrument(model.module, model.catalog, interventions=acting)
+        width = part.tokens.shape[1]
+        prompted = Prompted(tuple(width - n for n in part.lengths), part.lengths)
+        loop = _Loop(model, part, use_cache and accepts(model.module, "past_key_values"), policy)
+        with turn(model.module), torch.no_grad(), scoped(model.module, instrument, prompted):
+            for _ in range(max_new_tokens):
+                if loop.step(temperature, generator):
+                    break
+        new = loop.new_tokens()
+        found |= {row: new[row] for row in rows}
+    return _generation(model, batch, [found[row] for row in range(len(batch.lengths))])
+
+
+def _parts(batch: Batch, *, apart: bool) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    """Yield the rows that are generated together, in a batch of all rows cut to their length.
+
+    What is left of the other rows takes part and is not looked at, so that rows keep their numbers.
+    """
+    every = tuple(range(len(batch.lengths)))
+    if not apart:
+        yield every, batch
+        return
+    for length in sorted(set(batch.lengths)):
+        cut = batch.tokens[:, batch.tokens.shape[1] - length :]
+        rows = tuple(row for row in every if batch.lengths[row] == length)
+        yield rows, replace(batch, tokens=cut, lengths=(length,) * len(every))
+
+
+def _limited(
+    intervention: Intervention, rows: tuple[int, ...], batch: int
+) -> Iterator[Intervention]:
+    """Yield an intervention on some of the rows alone, if it changes any of them."""
+    chosen = chosen_rows(intervention, batch)
+    kept = tuple(row for row in chosen if row in rows)
+    if kept == chosen:
+        yield intervention
+    elif kept:
+        if intervention.rows is not None:
+            intervention = replace(intervention, rows=chosen)
+        yield replace(intervention, rows=kept, **_origin(intervention, kept))
+
+
+def _generation(model: Model, batch: Batch, rows: list[tuple[int, ...]]) -> Generation:
+    start = batch.tokens.shape[1]
+    prompts = tuple(
+        tuple(row[start - length :])
+        for row, length in zip(batch.tokens.tolist(), batch.lengths, strict=True)
+    )
+    has_text = model.tokenizer is not None
+    texts = tuple(
+        continuation(model, p, r) if has_text else "" for p, r in zip(prompts, rows, strict=True)
+    )
+    return Generation(tuple(rows), texts, prompts)
 
 
 class _Loop:
     """The state of a generation: the sequence so far, the cache and which rows have ended."""
 
-    def __init__(self, model: Model, batch: Batch, cached: bool) -> None:
+    def __init__(self, model: Model, batch: Batch, cached: bool, policy: Policy) -> None:
         self._model = model
+        self._numbered = batch.padded and policy == "mask"
+        # with a cache such models count from what their first block keeps, which may be nothing
+        self._miscounts = (
+            accepts(model.module, "position_ids")
+            and model.anatomy is not None
+            and any(block.attention is None for block in model.anatomy.blocks)
+        )
         self._batch = batch
         self._cached = cached
         self._cache: Any = None
@@ -101,7 +157,9 @@ class _Loop:
         feed = self._sequence[:, -1:] if self._cache is not None else self._sequence
         output = self._model.module(feed, **arguments)
         if self._cached:
-            self._cache = output.past_key_values
+            # some take the argument and keep their state elsewhere: then every step runs whole
+            self._cache = getattr(output, "past_key_values", None)
+            self._cached = self._cache is not None
         new = _choose(logits_of(output)[:, -1], temperature, generator)
         self._sequence = torch.cat([self._sequence, new.unsqueeze(1)], dim=1)
         self._mask = torch.cat([self._mask, torch.ones_like(new).unsqueeze(1)], dim=1)
@@ -118,29 +176,21 @@ class _Loop:
             arguments["use_cache"] = self._cached
         if self._cache is not None:
             arguments["past_key_values"] = self._cache
-        if self._batch.padded:
-            ids = position_ids(self._model, self._mask)
-            if ids is not None:
-                arguments["position_ids"] = ids[:, -1:] if self._cache is not None else ids
+        if self._numbered:
+            ids = mask_positions(self._mask)
+            arguments["position_ids"] = ids[:, -1:] if self._cache is not None else ids
+        elif self._miscounts and self._cache is not None:
+            last = self._sequence.shape[1] - 1  # padding counts, as it did in the first pass
+            arguments["position_ids"] = torch.full_like(self._sequence[:, -1:], last)
         return arguments
 
-    def result(self) -> Generation:
+    def new_tokens(self) -> list[tuple[int, ...]]:
         """Return the new tokens of each row, cut behind the first end-of-sequence token."""
-        start = self._batch.tokens.shape[1]
         rows = []
-        for row in self._sequence[:, start:].tolist():
+        for row in self._sequence[:, self._batch.tokens.shape[1] :].tolist():
             stop = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
             rows.append(tuple(row[:stop]))
-        prompts = tuple(
-            tuple(int(t) for t in row[start - length :].tolist())
-            for row, length in zip(self._batch.tokens, self._batch.lengths, strict=True)
-        )
-        has_text = self._model.tokenizer is not None
-        texts = tuple(
-            continuation(self._model, p, r) if has_text else ""
-            for p, r in zip(prompts, rows, strict=True)
-        )
-        return Generation(tuple(rows), texts, prompts)
+        return rows
 
 
 def continuation(model: Model, prompt: Sequence[int], new: Sequence[int]) -> str:

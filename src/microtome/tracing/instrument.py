@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from microtome.errors import HookError, ShapeError, UsageError
+from microtome.errors import HookError, ShapeError, SiteError, UsageError
 from microtome.models import hf
 from microtome.models.probe import first_tensor
 from microtome.tracing.attention import AttentionRouter, AttentionTap, ModuleSoftmax
 from microtome.tracing.call import Call, Point
 from microtome.tracing.catalog import Catalog
 from microtome.tracing.interventions import Intervention
+from microtome.tracing.joints import Joint
 from microtome.tracing.layouts import Layout, Plain
 from microtome.tracing.norms import norm_scale
 from microtome.tracing.seams import Hook, block_hooks, through
@@ -64,6 +65,7 @@ class Instrument:
         self._grad = grad
         self.points: dict[str, Point] = {}
         self._uses: dict[str, Use] = {}
+        self._joints: dict[str, Joint] = {}
         for intervention in listed(interventions):
             for point in self._points(intervention.site, write=True):
                 point.interventions.append(intervention)
@@ -86,7 +88,9 @@ class Instrument:
             full = f"blocks.{layer}.{name.split('.', 2)[2]}" if layer is not None else name
             key = full.split(".", 2)[2] if layer is not None else name
             point = Point(full, key, layer)
-            if full in codecs:
+            if full in codecs and codecs[full].joint:
+                point = self._joint_point(codecs[full], full)
+            elif full in codecs:
                 use = self._use(codecs[full])
                 point = use.error if is_error(key) else use.latents
             found.append(self.points.setdefault(full, point))
@@ -99,6 +103,26 @@ class Instrument:
             latents, error = _point(attachment.latents), _point(attachment.error)
             self._uses[key] = Use(attachment, latents, error, self._grad)
         return self._uses[key]
+
+    def _joint_point(self, attachment: Attachment, full: str) -> Point:
+        """Return the point of latents or an error of a codec of several sites."""
+        name = attachment.name
+        if name not in self._joints:
+            parts = tuple(p for p in self._catalog.codecs if p.name == name and p.joint)
+            self._joints[name] = Joint(name, parts, {}, {}, self._grad)
+        joint = self._joints[name]
+        for part in joint.parts:
+            if str(part.latents) == full:
+                return joint.latents.setdefault(part.latents, _point(part.latents))
+            for site in part.writes:
+                if str(part.error_at(site)) == full:
+                    if self._grad and not part.in_time(site):
+                        raise SiteError(
+                            f"{full} cannot be differentiated: latents of {name} are known at "
+                            f"{part.at}, behind it, so nothing can be changed there by them."
+                        )
+                    return joint.errors.setdefault(site, _point(part.error_at(site)))
+        raise SiteError(f"{full} is no site of {name}.")
 
     def _use_of(self, point: Point) -> Use | None:
         found = (use for use in self._uses.values() if point in (use.latents, use.error))
@@ -116,6 +140,11 @@ class Instrument:
                 self._at(one.at).sources.append(use)
             if not one.two_sites or use.writes or use.wants_error:
                 self._at(one.to).targets.append(use)
+        for joint in self._joints.values():
+            for site in joint.sites():
+                self._at(site).joints.append(joint)
+        for point in self.points.values():
+            _require_one_order(point)
 
     @contextlib.contextmanager
     def active(self, call: Call | None = None) -> Iterator[None]:
@@ -254,6 +283,21 @@ class _AsIs:
 def _point(site: Site) -> Point:
     """Return a point for a site that means one place."""
     return Point(str(site), site.name, site.layer[0] if isinstance(site.layer, tuple) else None)
+
+
+def _require_one_order(point: Point) -> None:
+    """Refuse two codecs that both change a site's value behind its own changes.
+
+    Raises:
+        SiteError: If there are two.
+    """
+    last = [joint.name for joint in point.joints if joint.changes_last(point.site)]
+    others = [use.attachment.name for use in point.targets]
+    if last and len(last + others) > 1:
+        raise SiteError(
+            f"{' and '.join(last + others)} are both wanted at {point.name}, where {last[0]}, "
+            "which has several sites, acts last: there is no order between them. Use one at a time."
+        )
 
 
 def _in_layer(site: Site, point: Point) -> Site:

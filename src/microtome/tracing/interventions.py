@@ -17,8 +17,9 @@ import torch
 
 from microtome.core.seeds import rng
 from microtome.errors import SelectorError, ShapeError, SiteError
+from microtome.tracing.indices import resolve_index
 from microtome.tracing.positions import NONE, Positions
-from microtome.tracing.sites import Site, resolve_index
+from microtome.tracing.sites import Site
 from microtome.tracing.sources import aligned_source
 
 if TYPE_CHECKING:

@@ -63,8 +63,3 @@ def policy_of(model: Model) -> Policy:
     if accepts(model.module, "position_ids") and padding_error(model, "mask") <= bound:
         return "mask"
     return "alone"
-
-
-def position_ids(model: Model, mask: torch.Tensor) -> torch.Tensor | None:
-    """Return the position ids to pass with a left-padding mask, or None for the model's own."""
-    return mask_positions(mask) if policy_of(model) == "mask" else None

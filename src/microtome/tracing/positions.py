@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from microtome.errors import SelectorError
-from microtome.tracing.sites import Index, Span
+from microtome.tracing.indices import Index, Span
 
 NONE = -1
 """Entry of a position table that selects nothing."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import SelectorError, SiteError, nearest
+from microtome.tracing.indices import Index, as_index, index_text, parse_index, resolve_index
 from microtome.tracing.vocabulary import (
     BLOCK_SITES,
     MODEL_SITES,
@@ -32,26 +33,6 @@ if TYPE_CHECKING:
     from microtome.tracing.trace import Trace
 
 _SELECTORS = ("head", "neuron", "expert", "latent", "pos")
-
-
-@dataclass(frozen=True)
-class Span:
-    """A range of indices, as in ``[pos=4:9]``; ``None`` means the open end."""
-
-    start: int | None
-    stop: int | None
-
-    def __str__(self) -> str:
-        return (
-            f"{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}"
-        )
-
-    def resolve(self, size: int) -> tuple[int, ...]:
-        """Return the indices this range covers among ``size``."""
-        return tuple(range(size)[slice(self.start, self.stop)])
-
-
-Index = tuple[int, ...] | Span
 
 
 @dataclass(frozen=True)
@@ -87,7 +68,7 @@ class Site:
         for key in _SELECTORS:
             index = getattr(self, key)
             if index is not None:
-                text += f"[{key}={_index_text(index)}]"
+                text += f"[{key}={index_text(index)}]"
         return text
 
     @property
@@ -295,50 +276,6 @@ def parse(text: str) -> Site:
     return site
 
 
-def resolve_index(index: Index, size: int, what: str) -> tuple[int, ...]:
-    """Return the indices that an index selects among ``size``, negative ones counted from the end.
-
-    Raises:
-        SelectorError: If one is out of range or nothing is selected.
-    """
-    found = index.resolve(size) if isinstance(index, Span) else index
-    wrong = [i for i in found if not -size <= i < size]
-    if wrong:
-        raise SelectorError(
-            f"{what}: {wrong[0]} is out of range; there are {size} (0 to {size - 1})."
-        )
-    if not found:
-        raise SelectorError(f"{what}: {_index_text(index)} selects nothing among {size}.")
-    return tuple(i % size for i in found)
-
-
-def as_index(value: int | Sequence[int] | slice | Index, what: str) -> Index:
-    """Return an index value for an integer, a sequence of integers or a slice.
-
-    Raises:
-        SelectorError: If it is none of these, empty, or a slice with a step.
-    """
-    if isinstance(value, Span):
-        return value
-    if isinstance(value, bool):
-        raise SelectorError(f"{what}={value!r} is not an index.")
-    if isinstance(value, int):
-        return (value,)
-    if isinstance(value, slice):
-        if value.step not in (None, 1):
-            raise SelectorError(f"{what}={value!r}: slices with a step are not supported.")
-        return Span(value.start, value.stop)
-    try:
-        items = tuple(int(i) for i in value)
-    except (TypeError, ValueError):
-        raise SelectorError(
-            f"{what}={value!r} is not an integer, a list of integers or a slice."
-        ) from None
-    if not items:
-        raise SelectorError(f"{what} is empty and would select nothing.")
-    return items
-
-
 def _split_selectors(text: str) -> tuple[str, dict[str, Any]]:
     bare, _, rest = text.partition("[")
     selectors: dict[str, Any] = {}
@@ -353,36 +290,22 @@ def _split_selectors(text: str) -> tuple[str, dict[str, Any]]:
             raise SelectorError(f"{text!r}: unknown selector {key!r}{nearest(key, _SELECTORS)}.")
         if key in selectors:
             raise SelectorError(f"{text!r}: {key} is given twice.")
-        selectors[key] = _parse_index(value.strip(), text)
+        selectors[key] = parse_index(value.strip(), text)
     return bare, selectors
-
-
-def _parse_index(value: str, text: str) -> Index:
-    if re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", value):
-        return tuple(int(i) for i in value.split(","))
-    match = re.fullmatch(r"(-?\d+)?:(-?\d+)?", value)
-    if match is None:
-        raise SelectorError(f"{text!r}: {value!r} is not an index such as 5, 6,9 or 4:9.")
-    start, stop = (None if g is None else int(g) for g in match.groups())
-    return Span(start, stop)
 
 
 def _parse_layer(value: str, text: str) -> Index | None:
     if value == "*":
         return None
     inner = value[1:-1] if value.startswith("{") and value.endswith("}") else value
-    return _parse_index(inner, text)
+    return parse_index(inner, text)
 
 
 def _layer_text(index: Index | None) -> str:
     if index is None:
         return "*"
-    text = _index_text(index)
+    text = index_text(index)
     return f"{{{text}}}" if "," in text else text
-
-
-def _index_text(index: Index) -> str:
-    return str(index) if isinstance(index, Span) else ",".join(str(i) for i in index)
 
 
 _ALLOWED = {

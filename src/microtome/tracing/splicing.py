@@ -202,7 +202,9 @@ class Use:
         if self.latents.captures:
             shown = state.latents
             if call.grad:
-                shown = state.node = shown.view_as(shown)
+                # latents that a change set to constants begin the graph
+                fresh = shown.view_as(shown) if shown.requires_grad else shown.detach().clone()
+                shown = state.node = fresh.requires_grad_()
             self._keep(call, self.latents, shown, positions)
 
     @staticmethod

@@ -38,6 +38,14 @@ BLOCK_SITES: dict[str, tuple[str, ...]] = {
 }
 """Axes of every site inside a block."""
 
+BLOCK_ORDER = (
+    "resid_pre", "attn.norm.scale", "attn.in", "attn.in.q", "attn.in.k", "attn.in.v", "attn.q",
+    "attn.k", "attn.v", "attn.scores", "attn.sink", "attn.pattern", "attn.z", "attn.result",
+    "attn.post_norm.scale", "attn.out", "resid_mid", "mlp.norm.scale", "mlp.in", "mlp.router",
+    "mlp.gate", "mlp.pre", "mlp.act", "mlp.post_norm.scale", "mlp.out", "resid_post",
+)  # fmt: skip
+"""The sites of a block in the order in which a pass reaches them."""
+
 MODEL_SITES: dict[str, tuple[str, ...]] = {
     "embed.token": ("batch", "pos", "d_model"),
     "embed.pos": ("batch", "pos", "d_model"),

@@ -65,22 +65,25 @@ def latents_as_graph(
     used = {end for link in links for end in (link.source, link.target)}
     ends = graph.of_kind("embedding") | graph.of_kind("logit")
     shown = [n for n in range(len(graph)) if ends[n] or names[n] in used]
+    # a graph that another program wrote says less: what is NaN stays unsaid
     biases = dict(zip(graph.targets.tolist(), graph.bias.tolist(), strict=True))
+    there = set(shown)
     own = {
         "version": 1,
         "n_blocks": graph.n_blocks,
         "name": graph.names,
         "active": graph.active,
         "followed": graph.followed,
-        "replacement": None if math.isnan(graph.replacement) else graph.replacement,
-        "completeness": None if math.isnan(graph.completeness) else graph.completeness,
-        "unsummed": graph.unsummed,
+        "replacement": _said(graph.replacement),
+        "completeness": _said(graph.completeness),
+        "unsummed": _said(graph.unsummed),
         "pruned_edges": graph.pruned_edges,
         "transcoders": dict(graph.transcoders),
         "labels": dict(graph.labels),
-        "bias": {names[n]: b for n, b in biases.items() if n in set(shown)},
+        "bias": {names[n]: b for n, b in biases.items() if n in there and not math.isnan(b)},
         "values": {
-            names[n]: float(graph.activations[n]) for n in shown if graph.of_kind("logit")[n]
+            names[n]: float(graph.activations[n])
+            for n in np.flatnonzero(graph.of_kind("logit") & ~np.isnan(graph.activations))
         },
     }
     return AttributionGraph(
@@ -94,6 +97,10 @@ def latents_as_graph(
         node_threshold=graph.pruned_nodes,
         extra={_OWN: own},
     )
+
+
+def _said(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _ids(graph: LatentGraph) -> list[str]:
@@ -138,7 +145,7 @@ def _node(graph: LatentGraph, n: int, name: str) -> AttributionNode:
     if kind == "latent":
         return AttributionNode(
             feature=cantor(block, number), layer=str(block), feature_type=LATENT,
-            activation=float(graph.activations[n]), clerp=graph.label(n),
+            activation=_said(float(graph.activations[n])), clerp=graph.label(n),
             js_node_id=f"{block}_{number}-0", **common,
         )  # fmt: skip
     chance = float(graph.probabilities[n])
@@ -178,7 +185,7 @@ def graph_of_latents(document: AttributionGraph) -> LatentGraph:
     effects = np.zeros((len(targets), len(order)), dtype=np.float32)
     for link in document.links:
         effects[rows[places[link.target]], places[link.source]] += link.weight
-    values, biases = _mapping(own, "values"), _mapping(own, "bias")
+    values, biases = _figures(own, "values"), _figures(own, "bias")
     return LatentGraph(
         prompt=document.prompt,
         tokens=document.prompt_tokens,
@@ -198,9 +205,9 @@ def graph_of_latents(document: AttributionGraph) -> LatentGraph:
         unsummed=_figure(own, "unsummed"),
         replacement=_figure(own, "replacement"),
         completeness=_figure(own, "completeness"),
-        n_blocks=int(own.get("n_blocks", _n_blocks(order))),
-        active=int(own.get("active", int((kinds == KINDS.index("latent")).sum()))),
-        followed=int(own.get("followed", len(targets))),
+        n_blocks=_count(own, "n_blocks", _n_blocks(order)),
+        active=_count(own, "active", int((kinds == KINDS.index("latent")).sum())),
+        followed=_count(own, "followed", len(targets)),
         model=document.scan,
         transcoders={str(k): str(v) for k, v in _mapping(own, "transcoders").items()},
         names=str(own.get("name", "")),
@@ -267,6 +274,16 @@ def _labels(nodes: list[AttributionNode], own: Mapping[str, Any], slug: str) -> 
 def _mapping(own: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = own.get(name)
     return {} if found is None else checked(found, dict, where=f"{name!r} of {_OWN!r}")
+
+
+def _figures(own: Mapping[str, Any], name: str) -> dict[str, float]:
+    where = f"a number of {name!r} of {_OWN!r}"
+    return {str(k): checked(v, float, where=where) for k, v in _mapping(own, name).items()}
+
+
+def _count(own: Mapping[str, Any], name: str, default: int) -> int:
+    found = own.get(name)
+    return default if found is None else checked(found, int, where=f"{name!r} of {_OWN!r}")
 
 
 def _figure(own: Mapping[str, Any], name: str) -> float:

@@ -136,7 +136,10 @@ def second_opinion(
             f"permutations={permutations}; expected 0 < epsilon < 0.5, 0 < quantile < 1 and counts "
             "of at least 1."
         )
-    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    ran = runner(
+        model, examples, circuit.level, ablation=ablation, reference=reference,
+        universe=circuit.universe,
+    )  # fmt: skip
     everything = frozenset(ran.universe)
     found = ran.run([everything, circuit.kept, everything - circuit.kept], [metric])[metric]
     full, kept, rest = (by_cluster(row, examples.clusters) for row in found)

@@ -7,23 +7,15 @@ same rules on the same numbers, and no more once a rule has failed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from microtome.circuits.ablation import Ablation
-from microtome.circuits.judging.cutting import smallest_faithful
-from microtome.circuits.judging.evaluation import (
-    complete,
-    evaluate,
-    item_closeness,
-    takeovers,
-)
-from microtome.circuits.judging.levels import Search, level_of, search_by_name, universe_of
-from microtome.circuits.judging.nulls import random_floor, search_nulls
-from microtome.circuits.judging.protocol import RANDOM_CIRCUITS, inverted_accuracy
+from microtome.circuits.judging.case import RANDOM_CIRCUITS, Case
+from microtome.circuits.judging.levels import Search, search_by_name
 from microtome.circuits.judging.variation import stability
 from microtome.circuits.results import Circuit, Evaluation, Nulls, Verdict
-from microtome.circuits.verdict import NULLS, Evidence, can_reach_a_grade, decide
+from microtome.circuits.verdict import NULLS, can_reach_a_grade
 from microtome.store.results import Result
 
 if TYPE_CHECKING:
@@ -87,47 +79,25 @@ def brief_verdict(
         EmptyDataError: If a split holds no examples.
     """
     train, validation, test = (examples.split(s) for s in ("train", "validation", "test"))
-    level = None if circuit is None else circuit.level
+    case = Case(
+        model, train, validation, test, metric, ablation, faithfulness, nulls=nulls, seed=seed
+    )
     search = finder
     if isinstance(search, str):
+        level = None if circuit is None else circuit.level
         search = search_by_name(search, metric, ablation, level=level)
     scores = search(model, train)
     if circuit is None:
-        level = level_of(scores)
-        order = complete(scores.ranking(), universe_of(model, level, examples=train))
-        circuit = smallest_faithful(
-            model, validation, order, level=level, faithfulness=faithfulness, ablation=ablation,
-            metric=metric, reference=train, method=str(getattr(scores, "method", "a ranking")),
-            seed=seed,
-        )  # fmt: skip
-    evaluation = evaluate(
-        model, test, circuit, ablation=ablation, metric=metric, reference=train, seed=seed
-    )
+        circuit = case.smallest(scores)
+    evaluation = case.evaluation(circuit)
     found, wrong, others = None, None, {}
     if nulls and (gate is None or gate.passed) and can_reach_a_grade(evaluation, circuit):
-        found = search_nulls(
-            model, train, validation, test, circuit, (), count=nulls, ablation=ablation,
-            metric=metric, method=search, seed=seed,
-            enough=item_closeness(evaluation.full, evaluation.empty, evaluation.circuit),
-        )  # fmt: skip
-        floor = random_floor(
-            model, test, circuit, ablation=ablation, metric=metric, seed=seed, reference=train,
-            count=RANDOM_CIRCUITS,
-        )  # fmt: skip
-        found = replace(found, random=floor)
-        wrong = inverted_accuracy(model, train, test, circuit, search, ablation=ablation, seed=seed)
-        others = takeovers(model, test, circuit, ablation=ablation, metric=metric, reference=train)
-    verdict = decide(
-        Evidence(
-            circuit=circuit,
-            evaluation=evaluation,
-            nulls=found,
-            inverted_accuracy=wrong,
-            gate=gate,
-            takeovers=others,
-            stability=stability(scores, train.clusters, circuit, seed=seed),
-            templates=len({e.template for e in test}),
-            train_templates=len({e.template for e in train}),
-        )
-    )
+        floor = case.floor(circuit, RANDOM_CIRCUITS)
+        found = case.searched_nulls(circuit, search, beat=evaluation, floor=floor)
+        wrong = case.inverted_accuracy(circuit, search)
+        others = case.takeovers(circuit)
+    verdict = case.verdict(
+        circuit, evaluation, nulls=found, inverted_accuracy=wrong, gate=gate, takeovers=others,
+        stability=stability(scores, train.clusters, circuit, seed=seed),
+    )  # fmt: skip
     return BriefVerdict(circuit, evaluation, found, verdict, evaluation.provenance)

@@ -77,7 +77,7 @@ def cut(
         (s for s, f in zip(sizes, measured.faithfulness, strict=True) if abs(1 - f.value) <= slack),
         len(order),
     )
-    universe = universe_of(model, level, examples=validation)
+    universe = universe_of(model, level, examples=validation, universe=order)
     graph = graph_at(model, level, examples=validation)
     circuit = Circuit(
         parts=by_layer(connected(top(order, size), graph), universe),

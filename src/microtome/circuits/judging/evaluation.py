@@ -52,7 +52,10 @@ def evaluate(
         reference: Examples over which means are taken.
         seed: For the bootstrap.
     """
-    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    ran = runner(
+        model, examples, circuit.level, ablation=ablation, reference=reference,
+        universe=circuit.universe,
+    )  # fmt: skip
     return evaluated(ran, model, examples, circuit, ablation=ablation, metric=metric, seed=seed)
 
 
@@ -125,7 +128,7 @@ def curve(
     """
     if any(s < 0 for s in sizes) or any(a > b for a, b in pairwise(sizes)):
         raise ConfigError(f"sizes={tuple(sizes)}; expected ascending numbers of parts from 0 on.")
-    ran = runner(model, examples, level, ablation=ablation, reference=reference)
+    ran = runner(model, examples, level, ablation=ablation, reference=reference, universe=ranking)
     order = complete(ranking, ran.universe)
     graph = graph_at(model, level, examples=examples)
     circuits = [connected(top(order, s), graph) for s in sizes]
@@ -185,7 +188,7 @@ def faithfulness_curve(
     Raises:
         UnknownNameError: If a part does not exist.
     """
-    total = len(universe_of(model, level, examples=examples))
+    total = len(universe_of(model, level, examples=examples, universe=ranking))
     return curve(
         model, examples, ranking, sizes_of(total), level=level, ablation=ablation, metric=metric,
         split=split, reference=reference, seed=seed,
@@ -225,7 +228,10 @@ def minimality(
     reference: Examples | None = None,
 ) -> dict[str, float]:
     """Return how much faithfulness is lost when each part alone is dropped from the circuit."""
-    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    ran = runner(
+        model, examples, circuit.level, ablation=ablation, reference=reference,
+        universe=circuit.universe,
+    )  # fmt: skip
     dropped = [circuit.kept - {part} for part in circuit.parts]
     found = ran.run([frozenset(ran.universe), frozenset(), circuit.kept, *dropped], [metric])[
         metric
@@ -254,7 +260,10 @@ def takeovers(
         Part to (share of the metric lost when it alone is ablated, share lost when it is ablated
         besides the circuit).
     """
-    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    ran = runner(
+        model, examples, circuit.level, ablation=ablation, reference=reference,
+        universe=circuit.universe,
+    )  # fmt: skip
     everything = frozenset(ran.universe)
     outside = knocked_out(circuit)
     alone = [everything - parts for parts in outside.values()]

@@ -140,10 +140,14 @@ def completeness(
     count = len(sets)
     if greedy_sets and circuit.parts:
         looked = runner(
-            model, search or examples, circuit.level, ablation=ablation, reference=reference
-        )
+            model, search or examples, circuit.level, ablation=ablation, reference=reference,
+            universe=circuit.universe,
+        )  # fmt: skip
         sets += [_worst(looked, circuit, metric, random) for _ in range(greedy_sets)]
-    ran = runner(model, examples, circuit.level, ablation=ablation, reference=reference)
+    ran = runner(
+        model, examples, circuit.level, ablation=ablation, reference=reference,
+        universe=circuit.universe,
+    )  # fmt: skip
     values = _rows(ran, circuit, sets, metric)
     sign = float(np.sign((values[0] - values[1]).mean()))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, get_args
 
@@ -20,7 +20,9 @@ from microtome.behaviors.metrics import LastTokenMetric, Metric, custom_metric
 from microtome.circuits.ablation import Ablation, Ablator
 from microtome.circuits.edges.ablation import EdgeAblator
 from microtome.circuits.finding import FINDERS, find, options_for
-from microtome.circuits.graph import ComponentGraph
+from microtome.circuits.graph import ComponentGraph, split_edge
+from microtome.circuits.latent_edges.nodes import LatentNodes
+from microtome.circuits.latent_edges.running import LatentEdgeAblator
 from microtome.circuits.latents import LatentAblator, LatentParts
 from microtome.circuits.neurons import NeuronAblator, NeuronParts
 from microtome.circuits.places import Places, level_by_name, split_of
@@ -65,6 +67,7 @@ RUNNERS: Mapping[Level, Callable[..., Runner]] = {
     "edge": EdgeAblator,
     "role-edge": partial(EdgeAblator, split="role"),
     "position-edge": partial(EdgeAblator, split="position"),
+    "latent-edge": LatentEdgeAblator,
 }
 """What runs the circuits of each level."""
 
@@ -76,16 +79,19 @@ def runner(
     *,
     ablation: Ablation = "resample",
     reference: Examples | None = None,
+    universe: Sequence[str] = (),
 ) -> Runner:
     """Return what runs circuits of a level.
 
     Args:
         model: The model.
         examples: The examples whose clean prompts are run.
-        level: ``node``, ``neuron``, ``edge``, ``role-edge``, ``position-edge``, or ``latent`` for a
-            model with codecs attached.
+        level: ``node``, ``neuron``, ``edge``, ``role-edge``, ``position-edge``, or ``latent`` and
+            ``latent-edge`` for a model with codecs attached.
         ablation: What ablated parts give.
         reference: Examples over which means are taken; ``examples`` by default.
+        universe: All parts, in any order, for ``latent-edge``, where they say which latents are
+            nodes; other levels know theirs.
 
     Raises:
         UnknownNameError: If the level is unknown.
@@ -98,6 +104,10 @@ def runner(
         raise ConfigError(
             "Edges that leave single neurons are scored, not run; run the edges of whole MLPs that "
             "microtome.circuits.coarsen(circuit) gives, or a circuit of neurons."
+        )
+    if level == "latent-edge":
+        return LatentEdgeAblator(
+            model, examples, universe=_given(universe), ablation=ablation, reference=reference
         )
     return RUNNERS[level](model, examples, ablation=ablation, reference=reference)
 
@@ -121,6 +131,8 @@ def default_finder(model: Model, level: Level, *, examples: Examples | None = No
         UnknownNameError: If the level is unknown.
         ConfigError: If edges are to be told apart and no examples are given.
     """
+    if level == "latent-edge":
+        return "attribution"
     count = len(universe_of(model, check_level(level), examples=examples))
     if level.endswith("edge"):
         return "exact-edges" if count <= EXACT_EDGES else "eap-ig"
@@ -140,17 +152,26 @@ def check_level(level: str) -> Level:
     raise UnknownNameError(f"No level {level!r}{nearest(level, known)}.")
 
 
-def universe_of(model: Model, level: Level, *, examples: Examples | None = None) -> tuple[str, ...]:
+def universe_of(
+    model: Model,
+    level: Level,
+    *,
+    examples: Examples | None = None,
+    universe: Sequence[str] = (),
+) -> tuple[str, ...]:
     """Return all parts of a model at a level.
 
     Args:
         model: The model.
         level: The level.
         examples: Prompts whose roles or positions tell edges apart, for the levels where they do.
+        universe: Edges between the nodes that are meant, for ``latent-edge``.
 
     Raises:
         ConfigError: If edges are to be told apart and no examples are given.
     """
+    if level == "latent-edge":
+        return LatentNodes.named(model, _given(universe)).edges
     if level == "node":
         return component_names(model)
     if level == "neuron":
@@ -161,10 +182,19 @@ def universe_of(model: Model, level: Level, *, examples: Examples | None = None)
     return () if graph is None else graph.edges
 
 
+def _given(universe: Sequence[str]) -> Sequence[str]:
+    if not universe:
+        raise ConfigError(
+            "Which edges between latents there are depends on the latents that are kept apart; "
+            "give all edges (the scores' names) by universe=..."
+        )
+    return universe
+
+
 def graph_at(
     model: Model, level: Level, *, examples: Examples | None = None
 ) -> ComponentGraph | None:
-    """Return the component graph of a level of edges; None for nodes and neurons.
+    """Return the component graph of a level of its edges; None for other levels.
 
     Args:
         model: The model.
@@ -174,7 +204,7 @@ def graph_at(
     Raises:
         ConfigError: If edges are to be told apart and no examples are given.
     """
-    if not level.endswith("edge"):
+    if not level.endswith("edge") or level == "latent-edge":
         return None
     split = split_of(level)
     if split is None:
@@ -225,12 +255,14 @@ class NamedSearch:
         metric: The metric that it explains.
         ablation: What ablated parts give, for the finders to which it matters.
         level: What it scores, if it can score several kinds of parts.
+        nodes: Latents between which edges are scored, where they are no longer to be chosen.
     """
 
     method: str
     metric: str
     ablation: Ablation
     level: Level | None = None
+    nodes: tuple[str, ...] = ()
 
     def __call__(self, model: Model, train: Examples) -> Ranked:
         """Return the scores that it gives."""
@@ -247,7 +279,16 @@ class NamedSearch:
         known = inspect.signature(finder.run).parameters
         options = {"metric": self.metric, "ablation": self.ablation}
         taken: dict[str, Any] = {name: value for name, value in options.items() if name in known}
+        if self.nodes:
+            taken["nodes"] = self.nodes
         return taken if self.level is None else taken | options_for(finder, self.level)
+
+    def among(self, universe: Sequence[str]) -> NamedSearch:
+        """Return the search that scores these parts again, where it would choose others."""
+        if self.level != "latent-edge":
+            return self
+        ends = {end for edge in universe for end in split_edge(edge) if "[" in end}
+        return replace(self, nodes=tuple(sorted(ends)))
 
 
 def distances(model: Model, examples: Examples) -> tuple[LastTokenMetric, LastTokenMetric]:

@@ -20,14 +20,15 @@ def matched(circuit: Circuit, random: np.random.Generator) -> frozenset[str]:
     """Draw as many parts of each make as a circuit has.
 
     Of nodes: its number of heads in each layer, of MLPs overall, of neurons in each layer. Of
-    latents: its number of latents and of errors at each site. Of edges: its number for each kind
+    latents: its number of latents and of errors at each site. Of edges between latents: its number
+    from each site's latents, rest or error to each other's. Of edges: its number for each kind
     and layer of the source and each kind, port, layer and place of the target.
 
     Args:
         circuit: The circuit.
         random: Source of chance.
     """
-    makes: dict[str, Callable[[str], tuple[str, ...]]] = {"latent": _latent}
+    makes: dict[str, Callable[[str], tuple[str, ...]]] = {"latent": _latent, "latent-edge": _pair}
     make = makes.get(circuit.level, _edge if circuit.of_edges else _node)
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in circuit.universe:
@@ -50,6 +51,10 @@ def _node(node: str) -> tuple[str, ...]:
 
 def _latent(part: str) -> tuple[str, ...]:
     return (part.partition("[")[0],)
+
+
+def _pair(edge: str) -> tuple[str, ...]:
+    return tuple(end.partition("[")[0] for end in split_edge(edge))
 
 
 @lru_cache(maxsize=1 << 16)

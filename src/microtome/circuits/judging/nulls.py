@@ -13,11 +13,18 @@ from microtome.circuits.ablation import Ablation
 from microtome.circuits.finding import top
 from microtome.circuits.graph import ComponentGraph
 from microtome.circuits.judging.evaluation import closeness, connected, item_closeness
-from microtome.circuits.judging.levels import Runner, Search, graph_at, runner, search_by_name
+from microtome.circuits.judging.levels import (
+    NamedSearch,
+    Runner,
+    Search,
+    graph_at,
+    runner,
+    search_by_name,
+)
 from microtome.circuits.judging.matching import matched
 from microtome.circuits.judging.permuting import permuted_scores, permuted_values
 from microtome.circuits.judging.variation import jaccard
-from microtome.circuits.results import Circuit, Level, Nulls
+from microtome.circuits.results import Circuit, Nulls
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
 from microtome.core.seeds import rng
@@ -78,8 +85,10 @@ def search_nulls(
     search = method
     if isinstance(search, str):
         search = search_by_name(search, metric, ablation, level=circuit.level)
+    if isinstance(search, NamedSearch):
+        search = search.among(circuit.universe)
     graph = graph_at(model, circuit.level, examples=train)
-    rules = _Rules(ablation, metric, search, train, circuit.level, graph, seed)
+    rules = _Rules(ablation, metric, search, train, circuit, graph, seed)
     twins, curves = _twins(
         model, rules, validation, test, circuit, sizes, count=count, enough=enough,
         progress=progress,
@@ -157,7 +166,7 @@ class _Rules:
     metric: str
     search: Search
     train: Examples
-    level: Level
+    circuit: Circuit
     graph: ComponentGraph | None
     seed: int
 
@@ -170,7 +179,10 @@ class _Rules:
         return of_size(ranking, size, self.graph)
 
     def runner(self, model: Model, examples: Examples) -> Runner:
-        return runner(model, examples, self.level, ablation=self.ablation, reference=self.train)
+        return runner(
+            model, examples, self.circuit.level, ablation=self.ablation, reference=self.train,
+            universe=self.circuit.universe,
+        )  # fmt: skip
 
     def values(
         self, model: Model, examples: Examples, *circuits: frozenset[str] | None
@@ -233,7 +245,10 @@ def random_floor(
     random = rng(seed, "random subgraphs")
     drawn = [matched(circuit, random) for _ in range(count)]
     drawn = [parts for parts in drawn if parts != circuit.kept]
-    ran = runner(model, test, circuit.level, ablation=ablation, reference=reference)
+    ran = runner(
+        model, test, circuit.level, ablation=ablation, reference=reference,
+        universe=circuit.universe,
+    )  # fmt: skip
     found = ran.run([frozenset(ran.universe), frozenset(), *drawn], [metric])[metric]
     full, empty = found[0], found[1]
     return np.array(

@@ -10,54 +10,33 @@ from microtome.behaviors.check import check
 from microtome.circuits.ablation import ABLATIONS, Ablation
 from microtome.circuits.finding import FINDERS, by_layer, sizes_up_to, top
 from microtome.circuits.hypotheses.second_opinion import second_opinion
-from microtome.circuits.judging.cutting import smallest_faithful
-from microtome.circuits.judging.evaluation import (
-    complete,
-    evaluated,
-    faithfulness_curve,
-    item_closeness,
-    minimality,
-    takeovers,
-)
+from microtome.circuits.judging.case import RANDOM_CIRCUITS, Case
+from microtome.circuits.judging.evaluation import evaluated, faithfulness_curve
 from microtome.circuits.judging.judgment import Judgment, UnderAblation
 from microtome.circuits.judging.knock_outs import completeness
 from microtome.circuits.judging.levels import (
     AGREEMENT,
     KL,
+    NamedSearch,
     Ranked,
     Search,
     default_finder,
     distances,
-    graph_at,
     level_of,
     runner,
     search_by_name,
-    universe_of,
 )
-from microtome.circuits.judging.nulls import of_size, random_floor, search_nulls
-from microtome.circuits.judging.permuting import inverted
 from microtome.circuits.judging.variation import ORDERS, order_items, stability, with_orders
-from microtome.circuits.results import (
-    Circuit,
-    FaithfulnessCurve,
-    Level,
-    Nulls,
-    Stability,
-    Verdict,
-)
-from microtome.circuits.verdict import NULLS, Evidence, can_reach_a_grade, decide
+from microtome.circuits.results import Circuit, FaithfulnessCurve, Level, Stability
+from microtome.circuits.verdict import NULLS, can_reach_a_grade
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
-from microtome.core.stats import Interval, cluster_bootstrap
+from microtome.core.stats import cluster_bootstrap
 from microtome.errors import ConfigError, EmptyDataError
 
 if TYPE_CHECKING:
     from microtome.behaviors.behavior import Behavior
-    from microtome.behaviors.examples import Examples
     from microtome.tracing.model import Model
-
-RANDOM_CIRCUITS = 100
-"""Random circuits of the same make that a circuit is shown beside."""
 
 
 def judge(
@@ -112,44 +91,38 @@ def judge(
     """
     _check_settings(faithfulness, nulls, orders)
     examples = behavior.prepare(model)
-    splits = (examples.split("train"), examples.split("validation"), examples.split("test"))
+    train, validation, test = (examples.split(s) for s in ("train", "validation", "test"))
     name = metric or behavior.metric
     if finder is None and found is None and level is not None:
-        finder = default_finder(model, level, examples=splits[0])
+        finder = default_finder(model, level, examples=train)
     search = _search(found, finder, name, ablation, level)
     if found is None:
         if search is None:
             raise ConfigError(
                 "Nothing to judge: give scores, a ranking, a circuit, a finder or a level."
             )
-        found = search(model, splits[0])
+        found = search(model, train)
     _check_level(found, level)
-    case = _Case(model, splits, name, ablation, search, faithfulness, nulls, seed, progress)
+    case = _Thorough(
+        model, train, validation, test, name, ablation, faithfulness, nulls, seed, progress
+    )
     circuit, along = case.cut(found)
     # a circuit has no scores of its own: how it varies is that of what the finder gives
-    scores = search(model, splits[0]) if isinstance(found, Circuit) and search else found
+    scores = search(model, train) if isinstance(found, Circuit) and search else found
     result = replace(
         case.judged(behavior.name, circuit),
         curve=along,
         stability=case.stability(scores, circuit, orders),
         check=check(model, behavior, seed=seed, examples=examples) if gate else None,
     )
-    return case.with_verdict(result)
+    if isinstance(search, NamedSearch):
+        search = search.among(circuit.universe)
+    return case.with_verdict(result, search)
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One case: the model, the splits and the settings."""
-
-    model: Model
-    splits: tuple[Examples, Examples, Examples]
-    metric: str
-    ablation: Ablation
-    finder: Search | None
-    faithfulness: float
-    nulls: int
-    seed: int
-    progress: Progress
+class _Thorough(Case):
+    """A case of which everything is measured that a reader wants to see."""
 
     def cut(
         self, found: Ranked | Sequence[str] | Circuit
@@ -160,24 +133,15 @@ class _Case:
         """
         if isinstance(found, Circuit):
             return found, None
-        level = level_of(found)
-        ranking = found.ranking() if hasattr(found, "ranking") else tuple(found)
-        train, validation, test = self.splits
-        order = complete(ranking, universe_of(self.model, level, examples=train))
-        circuit = smallest_faithful(
-            self.model, validation, order, level=level, faithfulness=self.faithfulness,
-            ablation=self.ablation, metric=self.metric, reference=train,
-            method=str(getattr(found, "method", "a ranking")), seed=self.seed,
-        )  # fmt: skip
         along = faithfulness_curve(
-            self.model, test, order, level=level, ablation=self.ablation, metric=self.metric,
-            reference=train, seed=self.seed,
+            self.model, self.test, self.ordered(found), level=level_of(found),
+            ablation=self.ablation, metric=self.metric, reference=self.train, seed=self.seed,
         )  # fmt: skip
-        return circuit, along
+        return self.smallest(found), along
 
     def judged(self, behavior: str, circuit: Circuit) -> Judgment:
         """Return everything that needs no finder."""
-        train, validation, test = self.splits
+        train, validation, test = self.train, self.validation, self.test
         model, metric, ablation, seed = self.model, self.metric, self.ablation, self.seed
         kinds: dict[str, UnderAblation] = {kind: self._under(circuit, kind) for kind in ABLATIONS}
         self.progress.step(1, 4, "ablations")
@@ -189,10 +153,7 @@ class _Case:
         tests = second_opinion(
             model, test, circuit, ablation=ablation, metric=metric, reference=train, seed=seed
         )
-        floor = random_floor(
-            model, test, circuit, ablation=ablation, metric=metric, seed=seed, reference=train,
-            count=RANDOM_CIRCUITS,
-        )  # fmt: skip
+        floor = self.floor(circuit, RANDOM_CIRCUITS)
         self.progress.step(3, 4, "tests")
         return Judgment(
             behavior=behavior,
@@ -200,12 +161,8 @@ class _Case:
             evaluation=kinds[ablation].evaluation,
             kinds=kinds,
             completeness=found,
-            minimality=minimality(
-                model, test, circuit, ablation=ablation, metric=metric, reference=train
-            ),
-            takeovers=takeovers(
-                model, test, circuit, ablation=ablation, metric=metric, reference=train
-            ),
+            minimality=self.minimality(circuit),
+            takeovers=self.takeovers(circuit),
             tests=tests,
             random=floor,
             provenance=collect(model, {"ablation": ablation, "metric": metric}, seed=seed),
@@ -213,7 +170,7 @@ class _Case:
 
     def stability(self, found: object, circuit: Circuit, orders: int) -> Stability | None:
         """Return the stability over resamples and orders; None where there are no scores."""
-        train = self.splits[0]
+        train = self.train
         try:
             resampled = stability(found, train.clusters, circuit, seed=self.seed)
         except EmptyDataError:
@@ -221,55 +178,39 @@ class _Case:
         ranking = found.ranking() if hasattr(found, "ranking") else ()
         start = by_layer(circuit.kept | top(ranking, 2 * len(circuit.parts)), circuit.universe)
         items = order_items(train, circuit.level, seed=self.seed)
-        ran = runner(self.model, items, circuit.level, ablation=self.ablation, reference=train)
+        ran = runner(
+            self.model, items, circuit.level, ablation=self.ablation, reference=train,
+            universe=circuit.universe,
+        )  # fmt: skip
         varied = with_orders(
             resampled, ran, circuit, start, least=self.faithfulness, metric=self.metric,
             orders=orders, seed=self.seed,
         )  # fmt: skip
         return replace(varied, order_items=len(items), order_items_of=len(train))
 
-    def with_verdict(self, found: Judgment) -> Judgment:
+    def with_verdict(self, found: Judgment, finder: Search | None) -> Judgment:
         """Return the judgment with nulls and verdict, where there are a finder and its scores."""
-        if self.finder is None or found.stability is None:
+        if finder is None or found.stability is None:
             return found
-        nulls, wrong = None, None
-        if can_reach_a_grade(found.evaluation, found.circuit) and self.nulls:
-            nulls = self._nulls(found, self.finder)
-            wrong = inverted_accuracy(
-                self.model, self.splits[0], self.splits[2], found.circuit, self.finder,
-                ablation=self.ablation, seed=self.seed,
+        nulls, wrong, circuit = None, None, found.circuit
+        if can_reach_a_grade(found.evaluation, circuit) and self.nulls:
+            nulls = self.searched_nulls(
+                circuit, finder, beat=found.evaluation, sizes=sizes_up_to(len(circuit.universe)),
+                floor=found.random,
             )  # fmt: skip
-        train, _, test = self.splits
-        verdict: Verdict = decide(
-            Evidence(
-                circuit=found.circuit,
-                evaluation=found.evaluation,
-                nulls=nulls,
-                inverted_accuracy=wrong,
-                gate=found.check,
-                takeovers=found.takeovers,
-                stability=found.stability,
-                templates=len({e.template for e in test}),
-                train_templates=len({e.template for e in train}),
-            )
-        )
+            wrong = self.inverted_accuracy(circuit, finder)
+        verdict = self.verdict(
+            circuit, found.evaluation, nulls=nulls, inverted_accuracy=wrong, gate=found.check,
+            takeovers=found.takeovers, stability=found.stability,
+        )  # fmt: skip
         return replace(found, nulls=nulls, inverted_accuracy=wrong, verdict=verdict)
 
-    def _nulls(self, found: Judgment, finder: Search) -> Nulls:
-        train, validation, test = self.splits
-        evaluation = found.evaluation
-        nulls = search_nulls(
-            self.model, train, validation, test, found.circuit,
-            sizes_up_to(len(found.circuit.universe)), count=self.nulls, ablation=self.ablation,
-            metric=self.metric, method=finder, seed=self.seed,
-            enough=item_closeness(evaluation.full, evaluation.empty, evaluation.circuit),
-            progress=self.progress,
-        )  # fmt: skip
-        return replace(nulls, random=found.random)
-
     def _under(self, circuit: Circuit, kind: Ablation) -> UnderAblation:
-        train, _, test = self.splits
-        ran = runner(self.model, test, circuit.level, ablation=kind, reference=train)
+        test = self.test
+        ran = runner(
+            self.model, test, circuit.level, ablation=kind, reference=self.train,
+            universe=circuit.universe,
+        )  # fmt: skip
         found = evaluated(
             ran, self.model, test, circuit, ablation=kind, metric=self.metric, seed=self.seed
         )
@@ -282,35 +223,6 @@ class _Case:
             kind, found.faithfulness, found.complement, found.moved, found.accuracy, kl, agreement,
             found,
         )  # fmt: skip
-
-
-def inverted_accuracy(
-    model: Model,
-    train: Examples,
-    test: Examples,
-    circuit: Circuit,
-    finder: Search,
-    *,
-    ablation: Ablation,
-    seed: int,
-) -> Interval:
-    """Return the best accuracy, on inverted answers, of circuits that the finder gives for them.
-
-    By magnitude the finder returns the same parts for exchanged answers, so it also ranks by value.
-    The rest gives its mean, not the corrupt run, which gives the inverted answer all by itself.
-    """
-    asked = inverted(test)
-    scores = finder(model, inverted(train))
-    ran = runner(
-        model, asked, circuit.level, ablation="mean" if ablation == "resample" else ablation,
-        reference=train,
-    )  # fmt: skip
-    size = len(circuit.parts)
-    graph = graph_at(model, circuit.level, examples=train)
-    circuits = [of_size(scores.ranking(signed=signed), size, graph) for signed in (False, True)]
-    values = ran.run(circuits, ["accuracy"])["accuracy"]
-    found = [cluster_bootstrap(row, asked.clusters, seed=seed) for row in values]
-    return max(found, key=lambda interval: interval.low)
 
 
 def _search(

@@ -59,7 +59,8 @@ def latent_graph(
     but Kronecker ones; for these effects are first order.
 
     Args:
-        model: A model with transcoders attached from MLP inputs to MLP outputs.
+        model: A model with transcoders attached from MLP inputs to MLP outputs, one for each
+            block, or a cross-layer one whose latents write later blocks, too.
         prompt: A text, or token ids.
         name: The name they are attached under.
         probability: Logits are the fewest tokens whose probabilities add up to this.
@@ -75,10 +76,13 @@ def latent_graph(
         ModelSupportError: If the frozen model is not linear, or its effects do not add up.
         SiteError: If attention patterns cannot be seen or written.
     """
-    if not 0 < probability <= 1 or min(max_logits, batch_size) < 1 or max_latents < 0:
+    counts = (max_logits, batch_size, max_latents)
+    whole = all(isinstance(count, int) for count in counts)
+    if not 0 < probability <= 1 or not whole or min(max_logits, batch_size) < 1 or max_latents < 0:
         raise ConfigError(
             f"probability={probability}, max_logits={max_logits}, max_latents={max_latents}, "
-            f"batch_size={batch_size}; expected a share above 0, 1 or more, 0 or more, 1 or more."
+            f"batch_size={batch_size}; expected a share above 0, and whole numbers: 1 or more, 0 "
+            "or more, 1 or more."
         )
     frozen = FrozenModel.of(model, prompt, name)
     nodes = Nodes.of(frozen, probability, max_logits)

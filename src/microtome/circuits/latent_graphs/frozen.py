@@ -4,7 +4,8 @@ Ameisen et al. (2025, "Circuit Tracing"): with transcoders in the place of the M
 attention looks at and what norms divide by held at their values, all that is left between latents
 is linear. What is added to the stream (the embedding, and in each block what stands for the MLP) is
 an argument; what the transcoders and the unembedding read is the result. The skip connection of a
-transcoder is linear too and stays part of the model.
+transcoder is linear too and stays part of the model. A transcoder may write the MLPs of its own and
+of later blocks (cross-layer): what stands for an MLP is the sum of what all that write it give.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from microtome.errors import ConfigError, ModelSupportError
 from microtome.tracing.attachments import Attachment, named
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.gradients import frozen
-from microtome.tracing.sites import at
+from microtome.tracing.sites import Site, at
 from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class FrozenModel:
     Attributes:
         model: The model.
         anatomy: Where its parts are.
-        transcoders: The transcoder of each block that has one.
+        transcoders: The transcoder that reads in each block that has one.
         tokens: Token ids of the prompt ``[1, pos]``.
         trace: The recorded pass of the model itself.
     """
@@ -72,8 +73,8 @@ class FrozenModel:
         Args:
             model: A transformer with transcoders attached.
             prompt: A text, or token ids.
-            name: The name they are attached under, one in each block; the MLP of a block without
-                one is all error.
+            name: The name they are attached under, one in each block, or a cross-layer one; an
+                MLP that none writes is all error.
 
         Raises:
             ConfigError: If nothing has the name, or what has it is no transcoder of an MLP.
@@ -114,10 +115,23 @@ class FrozenModel:
         """What the stream starts with ``[pos, d_model]``."""
         return self.trace.value(START)[0]
 
+    def targets_of(self, block: int) -> dict[int, slice]:
+        """Return the blocks whose MLPs the transcoder of a block writes, and by which outputs."""
+        one = self.transcoders[block]
+        return {_block(site): one.part_of(site) for site in one.writes}
+
+    def written_by(self, block: int) -> dict[int, slice]:
+        """Return the blocks whose transcoders write the MLP of a block, and by which outputs."""
+        return {
+            number: self.targets_of(number)[block]
+            for number in self.transcoders
+            if block in self.targets_of(number)
+        }
+
     def written(self, block: int) -> torch.Tensor:
-        """Return what a block's MLP adds, its transcoder's skip left out ``[pos, d_model]``."""
+        """Return what a block's MLP adds, skips of transcoders left out ``[pos, d_model]``."""
         value = self.trace.value(f"blocks.{block}.mlp.out")
-        past = self._past(block, self.recorded(block)) if block in self.transcoders else None
+        past = self._past(block, {n: self.recorded(n) for n in self.written_by(block)})
         return value[0] if past is None else (value - past)[0]
 
     def recorded(self, block: int) -> torch.Tensor:
@@ -156,8 +170,9 @@ class FrozenModel:
             changes.append(at(f"blocks.{number}.attn.pattern").apply(_given(pattern)))
         for path in _norms(self.anatomy):
             changes += self._held(path)
-        for block in self.writers:
-            changes += self._replaced(block, added[block])
+        kept = {number: _Kept() for number in self.transcoders}
+        changes += [self.transcoders[number].at.apply(one) for number, one in kept.items()]
+        changes += [self._replaced(block, added[block], kept) for block in self.writers]
         final = _final(self.model)
         capture = [*(str(t.at) for t in self.transcoders.values()), final]
         with turn(self.model.module), frozen(self.model.module), torch.enable_grad():
@@ -182,21 +197,23 @@ class FrozenModel:
 
         return [at(f"module:{path}:in").apply(kept), at(f"module:{path}:out").apply(held)]
 
-    def _replaced(self, block: int, added: torch.Tensor) -> list[Intervention]:
-        """Return the changes that put what is added, and a skip, in the place of an MLP."""
-        site = at(f"blocks.{block}.mlp.out")
-        if block not in self.transcoders:
-            return [site.apply(_given(added))]
-        transcoder, kept = self.transcoders[block], _Kept()
+    def _replaced(self, block: int, added: torch.Tensor, kept: Mapping[int, _Kept]) -> Intervention:
+        """Return the change that puts what is added, and skips, in the place of an MLP."""
 
         def replaced(value: torch.Tensor) -> torch.Tensor:
-            past = self._past(block, kept.value)
-            return (added if past is None else added + past).to(value.dtype)
+            past = self._past(block, {n: kept[n].value for n in self.written_by(block)})
+            return (added if past is None else added + past).expand_as(value).to(value.dtype)
 
-        return [transcoder.at.apply(kept), site.apply(replaced)]
+        return at(f"blocks.{block}.mlp.out").apply(replaced)
 
-    def _past(self, block: int, value: torch.Tensor) -> torch.Tensor | None:
-        return self.transcoders[block].bypass(value)
+    def _past(self, block: int, inputs: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+        """Return what skip connections give a block for what transcoders read, by their block."""
+        found = None
+        for number, part in self.written_by(block).items():
+            past = self.transcoders[number].bypass(inputs[number])
+            if past is not None:
+                found = past[..., part] if found is None else found + past[..., part]
+        return found
 
 
 class _Kept:
@@ -239,17 +256,29 @@ def _transcoders(model: Model, name: str) -> dict[int, Attachment]:
     """
     found = {}
     for one in named(name, model.codecs):
-        inside = isinstance(one.at.layer, tuple) and one.at.layer == one.to.layer
-        if not inside or not one.two_sites or one.to.name != "mlp.out":
+        if len(one.reads) > 1:
             raise ConfigError(
-                f"{name} reads {one.at} and writes {one.to}; an attribution graph needs "
-                "transcoders of MLPs, such as at='blocks.0.mlp.in', to='blocks.0.mlp.out'."
+                f"{name} reads {len(one.reads)} sites together; an attribution graph follows "
+                "latents that read one MLP's input each: transcoders, or a cross-layer one."
+            )
+        inside = isinstance(one.at.layer, tuple) and all(
+            site.name == "mlp.out" and _block(site) >= _block(one.at) for site in one.writes
+        )
+        if not inside or not one.two_sites or (not one.joint and one.at.layer != one.to.layer):
+            raise ConfigError(
+                f"{name} reads {one.at} and writes {', '.join(map(str, one.writes))}; an "
+                "attribution graph needs transcoders of MLPs, such as at='blocks.0.mlp.in', "
+                "to='blocks.0.mlp.out'."
             )
         if not one.affine:
             raise ConfigError(
                 f"{name}: decoded latents of {one.latents} do not add up, so they have no direct "
                 "linear effects."
             )
-        layer = one.at.layer
-        found[layer[0] if isinstance(layer, tuple) else 0] = one
+        found[_block(one.at)] = one
     return dict(sorted(found.items()))
+
+
+def _block(site: Site) -> int:
+    """Return the block of a site that means one place in it."""
+    return site.layer[0] if isinstance(site.layer, tuple) else -1

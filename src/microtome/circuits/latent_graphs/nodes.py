@@ -27,8 +27,9 @@ class Nodes:
         numbers: Latent or token ``[node]``.
         values: Value of latents and logits ``[node]``.
         probabilities: Probability of logits ``[node]``.
-        errors: Error of each block's transcoder ``[pos, d_model]``.
-        directions: What one unit of each active latent of a block adds ``[latent, d_model]``.
+        errors: What transcoders leave over of each block's MLP ``[pos, d_model]``.
+        directions: What one unit of each active latent of a block adds at all that its transcoder
+            writes ``[latent, d_out]``.
         places: Row of ``directions`` of each latent of a block, by node in the order of nodes.
     """
 
@@ -48,20 +49,21 @@ class Nodes:
         width = frozen.tokens.shape[1]
         ids = frozen.tokens[0].cpu().numpy()
         found = [_block_of_nodes("embedding", -1, np.arange(width), ids)]
-        latents, errors, directions, places = [], {}, {}, {}
+        latents, errors, directions, places, made = [], {}, {}, {}, {}
+        for block, one in frozen.transcoders.items():
+            with torch.no_grad():
+                dense = one.encode(frozen.recorded(block))[0]
+                made[block] = one.decode(dense)
+            where = dense.nonzero()
+            used, places[block] = where[:, 1].unique(return_inverse=True)
+            directions[block] = one.directions(used)
+            at, number = where.cpu().numpy().T
+            values = dense[where[:, 0], where[:, 1]].float().cpu().numpy()
+            latents.append(_block_of_nodes("latent", block, at, number, values))
         for block in frozen.writers:
             given = frozen.written(block)
-            if block in frozen.transcoders:
-                one = frozen.transcoders[block]
-                with torch.no_grad():
-                    dense = one.encode(frozen.recorded(block))[0]
-                    given = given - one.decode(dense)
-                where = dense.nonzero()
-                used, places[block] = where[:, 1].unique(return_inverse=True)
-                directions[block] = one.directions(used)
-                at, number = where.cpu().numpy().T
-                values = dense[where[:, 0], where[:, 1]].float().cpu().numpy()
-                latents.append(_block_of_nodes("latent", block, at, number, values))
+            for number, part in frozen.written_by(block).items():
+                given = given - made[number][:, part]
             errors[block] = given
             none = np.full(width, -1)
             found.append(_block_of_nodes("error", block, np.arange(width), none))

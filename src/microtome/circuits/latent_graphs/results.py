@@ -231,7 +231,9 @@ class LatentGraph(Result):
         return self.texts[place] if self.texts else str(self.numbers[node])
 
     def diagram(self, *, max_edges: int = 200) -> CircuitDiagram:
-        """Return the graph as a layered diagram of its strongest edges.
+        """Return the graph as a layered diagram of the edges through which most influence passes.
+
+        An edge is as wide as the influence that passes through it, with the sign of its effect.
 
         Args:
             max_edges: How many edges are drawn.
@@ -239,4 +241,18 @@ class LatentGraph(Result):
         from microtome.circuits.exchange.circuit_tracer_drawing import diagram_of
         from microtome.circuits.exchange.circuit_tracer_latents import latents_as_graph
 
-        return diagram_of(latents_as_graph(self), max_edges=max_edges)
+        named = replace(self, labels={**self._numbers(), **self.labels})
+        document = latents_as_graph(named)
+        passed = self._weighed(self.effects)
+        if passed.any():
+            sizes = passed[np.nonzero(self.effects)]
+            signed = np.sign(self.effects[np.nonzero(self.effects)]) * sizes
+            links = zip(document.links, signed.tolist(), strict=True)
+            drawn = tuple(replace(link, weight=weight) for link, weight in links)
+            document = replace(document, links=drawn)
+        return diagram_of(document, max_edges=max_edges)
+
+    def _numbers(self) -> dict[str, str]:
+        """Return the number of every latent as its label."""
+        latents = np.flatnonzero(self.of_kind("latent")).tolist()
+        return {f"{self.blocks[n]}/{self.numbers[n]}": f"latent {self.numbers[n]}" for n in latents}

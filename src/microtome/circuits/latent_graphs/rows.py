@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -106,20 +107,42 @@ class Rows:
         first = slopes[0]
         if first is not None:
             found[:, nodes.which("embedding")] = _dot(first, self.frozen.embedding)
-        for block, slope in zip(self.frozen.writers, slopes[1:], strict=True):
-            if slope is None:
-                continue
-            found[:, nodes.which("error", block)] = _dot(slope, nodes.errors[block])
+        reached = dict(zip(self.frozen.writers, slopes[1:], strict=True))
+        for block, slope in reached.items():
+            if slope is not None:
+                found[:, nodes.which("error", block)] = _dot(slope, nodes.errors[block])
+        for block in self.frozen.transcoders:
             latents = nodes.which("latent", block)
-            if not len(latents):
-                continue
-            places = nodes.places[block]
             for position in np.unique(nodes.positions[latents]):
                 here = np.flatnonzero(nodes.positions[latents] == position)
-                rows = nodes.directions[block][places[torch.as_tensor(here)]]
-                unit = slope[:, int(position)].to(rows.dtype) @ rows.T
-                found[:, latents[here]] = unit.float().cpu().numpy() * nodes.values[latents[here]]
+                unit = self._units(block, torch.as_tensor(here), int(position), reached)
+                if unit is not None:
+                    found[:, latents[here]] = unit * nodes.values[latents[here]]
         return found
+
+    def _units(
+        self,
+        block: int,
+        here: torch.Tensor,
+        position: int,
+        slopes: Mapping[int, torch.Tensor | None],
+    ) -> NDArray[np.float32] | None:
+        """Return the effect of one unit of latents at a position, by all MLPs they write.
+
+        Args:
+            block: Their block.
+            here: Their numbers among the latent nodes of the block.
+            position: The position.
+            slopes: Slopes at each MLP's output ``[target, pos, d_model]``, by block.
+        """
+        rows = self.nodes.directions[block][self.nodes.places[block][here]]
+        found: torch.Tensor | None = None
+        for target, part in self.frozen.targets_of(block).items():
+            slope = slopes[target]
+            if slope is not None:
+                unit = slope[:, position].to(rows.dtype) @ rows[:, part].T
+                found = unit if found is None else found + unit
+        return None if found is None else found.float().cpu().numpy()
 
     def without_sources(self) -> NDArray[np.float64]:
         """Return what each target is where nothing but biases is added ``[target]``."""
@@ -127,11 +150,11 @@ class Rows:
         added = {}
         for block in frozen.writers:
             given = torch.zeros_like(frozen.written(block))
-            if block in frozen.transcoders:
-                one = frozen.transcoders[block]
+            for number, part in frozen.written_by(block).items():
+                one = frozen.transcoders[number]
                 nothing = torch.zeros(1, one.codec.d_sae, dtype=one.dtype, device=given.device)
                 with torch.no_grad():
-                    given = given + one.decode(nothing)
+                    given = given + one.decode(nothing)[:, part]
             added[block] = given.unsqueeze(0)
         read = frozen.run(torch.zeros_like(frozen.embedding).unsqueeze(0), added)
         found = [

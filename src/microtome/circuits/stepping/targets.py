@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from microtome.circuits.graph import EMBED
 from microtome.errors import SelectorError, SiteError, nearest
-from microtome.tracing.sites import Site, parse, resolve_index
+from microtome.tracing.indices import resolve_index
+from microtome.tracing.sites import Site, parse
 
 if TYPE_CHECKING:
     from microtome.circuits.stepping.recorded import Recorded

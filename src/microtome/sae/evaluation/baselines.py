@@ -1,4 +1,4 @@
-"""Coders that were not trained: what sparsity alone, coordinates and the twin can do."""
+"""Coders that were not trained: what sparsity alone and coordinates can do."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ RANDOM_STREAM = "baseline"
 
 
 @torch.no_grad()
-def random_dictionary(coder: SAE, k: int, *, mean: Tensor, seed: int = 0) -> SAE:
+def random_dictionary(
+    coder: SAE, k: int, *, mean: Tensor, source_mean: Tensor, seed: int = 0
+) -> SAE:
     """Return a coder with random directions of norm 1 that keeps ``k`` latents of a row.
+
+    It reads inputs less their mean and adds the targets' mean, whatever the coder does, so that
+    it is no worse than it has to be.
 
     Args:
         coder: The coder whose widths and sites it shares.
         k: Latents kept.
         mean: Mean of the targets ``[d_out]``, its bias.
+        source_mean: Mean of the inputs ``[d_in]``.
         seed: Seed of the directions.
     """
     made = coder.architecture
@@ -34,7 +40,29 @@ def random_dictionary(coder: SAE, k: int, *, mean: Tensor, seed: int = 0) -> SAE
     )
     baseline = SAE(make, seed=seed, origin=coder.origin)
     baseline.weights["b_dec"].copy_(mean)
+    if not make.center:
+        baseline.weights["b_enc"].copy_(-(baseline.weights["W_enc"] @ source_mean))
     return baseline.to(coder.weights["b_dec"])
+
+
+@torch.no_grad()
+def fit_scale(coder: SAE, inputs: Tensor, targets: Tensor) -> None:
+    """Give a coder's decoder the one factor that makes its squared error on rows least, in place.
+
+    Directions that are not orthogonal add up to too much, and those of a transcoder that knows
+    nothing had better write nothing: the mean is then what is left.
+
+    Args:
+        coder: The coder.
+        inputs: ``[row, d_in]``.
+        targets: ``[row, d_out]``.
+    """
+    bias, decoder = coder.weights["b_dec"], coder.weights["W_dec"]
+    made = coder.decode(coder.encode(inputs.to(bias))) - bias
+    size = float(made.double().square().sum())
+    if size > 0:
+        factor = float(((targets.to(bias) - bias) * made).double().sum()) / size
+        decoder *= max(factor, 0.0)
 
 
 @torch.no_grad()

@@ -56,9 +56,28 @@ def agreement(dictionary: Tensor, truth: Tensor, *, at: float = 0.9) -> Agreemen
         raise ShapeError(
             f"directions of width {dictionary.shape[1]} and {truth.shape[1]}; expected one width"
         )
-    units = torch.nn.functional.normalize(dictionary.detach().double(), dim=1)
-    wanted = torch.nn.functional.normalize(truth.detach().double().to(units.device), dim=1)
-    best = torch.full((len(wanted),), -1.0, dtype=torch.float64, device=units.device)
-    for part in units.split(BLOCK):
-        best = torch.maximum(best, (wanted @ part.T).amax(1))
-    return Agreement(float(best.mean()), float((best > at).double().mean()), at, len(wanted))
+    best, _ = best_matches(truth.detach().double().to(dictionary.device), dictionary.double())
+    return Agreement(float(best.mean()), float((best > at).double().mean()), at, len(truth))
+
+
+@torch.no_grad()
+def best_matches(wanted: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for each direction, the largest cosine in a dictionary and the row that has it.
+
+    Args:
+        wanted: Directions looked for ``[feature, d]``.
+        dictionary: Directions that are there ``[latent, d]``, on the same device.
+
+    Returns:
+        Cosines ``[feature]`` in float64, and numbers of the dictionary's rows ``[feature]``.
+    """
+    normalize = torch.nn.functional.normalize
+    units, sought = normalize(dictionary.detach(), dim=1), normalize(wanted.detach(), dim=1)
+    best = torch.full((len(sought),), -2.0, dtype=torch.float64, device=sought.device)
+    which = torch.zeros(len(sought), dtype=torch.int64, device=sought.device)
+    for start in range(0, len(units), BLOCK):
+        cosine, number = (sought @ units[start : start + BLOCK].T).double().max(1)
+        better = cosine > best
+        best = torch.where(better, cosine, best)
+        which = torch.where(better, number + start, which)
+    return best, which

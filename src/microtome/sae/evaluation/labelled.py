@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microtome.core.seeds import rng
 from microtome.errors import ConfigError, DataError, EmptyDataError
-from microtome.sae.evaluation.passes import coder_sites, special_ids, values_at
+from microtome.sae.model_passes import coder_sites, special_ids, values_at
 from microtome.store.results import Result
 
 if TYPE_CHECKING:
@@ -76,13 +76,7 @@ def pool(
         raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
     if len(texts) != len(labels):
         raise DataError(f"{len(texts)} texts and {len(labels)} labels; give one label for each")
-    classes, numbers = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
-    counts = np.bincount(numbers) if len(numbers) else np.zeros(0, dtype=int)
-    if len(classes) < 2 or counts.min() < 4:
-        raise EmptyDataError(
-            f"classes {dict(zip(classes.tolist(), counts.tolist(), strict=True))}; expected at "
-            "least two, with at least four texts each"
-        )
+    classes, numbers = numbered(labels)
     if how not in ("max", "mean", "last"):
         raise ConfigError(f"how is {how!r}; expected 'max', 'mean' or 'last'")
     sources, _ = coder_sites(model, coder)
@@ -108,10 +102,26 @@ def pool(
         np.stack(values),
         np.stack(latents),
         np.stack(means),
-        numbers.astype(np.int64),
-        tuple(classes.tolist()),
-        _halves(numbers, seed),
+        numbers,
+        classes,
+        halves(numbers, seed),
     )
+
+
+def numbered(labels: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the classes of labels, and the number of each label's class.
+
+    Raises:
+        EmptyDataError: There are fewer than two classes, or fewer than four labels of one.
+    """
+    classes, numbers = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
+    counts = np.bincount(numbers) if len(numbers) else np.zeros(0, dtype=int)
+    if len(classes) < 2 or counts.min() < 4:
+        raise EmptyDataError(
+            f"classes {dict(zip(classes.tolist(), counts.tolist(), strict=True))}; expected at "
+            "least two, with at least four texts each"
+        )
+    return tuple(classes.tolist()), numbers.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +220,9 @@ def probe_perturbation(
     ns = tuple(sorted(set(ns)))
     if not ns or ns[0] < 1 or ns[-1] > coder.d_sae:
         raise ConfigError(f"ns are {ns}; expected numbers from 1 to {coder.d_sae}")
-    _require_own(data, coder)
-    decoder = _rows(coder.weights["W_dec"])
-    probes = [_fitted(data.values, data.labels == c, data.train) for c in range(len(data.classes))]
+    require_own(data, coder)
+    decoder = rows_of(coder.weights["W_dec"])
+    probes = [fitted(data.values, data.labels == c, data.train) for c in range(len(data.classes))]
     test = ~data.train
     base = [float(p.score(data.values[test], data.labels[test] == c)) for c, p in enumerate(probes)]
     own, others = np.zeros((len(probes), len(ns))), np.zeros((len(probes), len(ns)))
@@ -281,19 +291,19 @@ def correlation_removal(
         )
     if not ns or ns[0] < 1 or ns[-1] > coder.d_sae:
         raise ConfigError(f"ns are {ns}; expected numbers from 1 to {coder.d_sae}")
-    _require_own(data, coder)
+    require_own(data, coder)
     truth = data.labels == 1
     for split in (data.train, ~data.train):
         pairs = {(bool(a), bool(b)) for a, b in zip(truth[split], with_cue[split], strict=True)}
         if len(pairs) < 4:
             raise DataError("each label must occur with and without the cue, in both halves")
     agree = data.train & (truth == with_cue)
-    biased = _fitted(data.values, truth, agree)
-    clean = _fitted(data.values, truth, data.train)
+    biased = fitted(data.values, truth, agree)
+    clean = fitted(data.values, truth, data.train)
     test = ~data.train
     a_base, a_clean = (float(p.score(data.values[test], truth[test])) for p in (biased, clean))
-    decoder = _rows(coder.weights["W_dec"])
-    cue_probe = _fitted(data.values, with_cue, data.train)
+    decoder = rows_of(coder.weights["W_dec"])
+    cue_probe = fitted(data.values, with_cue, data.train)
     order = _by_probe(data, decoder, cue_probe, with_cue)
     scores = []
     for n in ns:
@@ -305,7 +315,7 @@ def correlation_removal(
     return CorrelationRemoval(ns, tuple(scores), a_base, a_clean)
 
 
-def _require_own(data: Pooled, coder: SAE) -> None:
+def require_own(data: Pooled, coder: SAE) -> None:
     """Refuse a coder that writes elsewhere than it reads, or that the texts were not pooled with.
 
     Raises:
@@ -320,7 +330,8 @@ def _require_own(data: Pooled, coder: SAE) -> None:
         )
 
 
-def _halves(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+def halves(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Return which examples are learned from: half of each class, drawn by a seed."""
     train = np.zeros(len(labels), dtype=bool)
     stream = rng(seed, "labelled texts")
     for number in np.unique(labels):
@@ -343,9 +354,10 @@ def _by_probe(
     return np.argsort(-(decoder @ probe.coef_[0]) * apart, kind="stable")
 
 
-def _fitted(
+def fitted(
     features: Array, truth: NDArray[np.bool_], train: NDArray[np.bool_]
 ) -> LogisticRegression:
+    """Return a logistic regression fitted on the train half, whatever the features' size."""
     from sklearn.linear_model import LogisticRegression
 
     scale = float(np.abs(features[train]).mean()) or 1.0
@@ -354,8 +366,9 @@ def _fitted(
 
 
 def _accuracy(features: Array, truth: NDArray[np.bool_], train: NDArray[np.bool_]) -> float:
-    return float(_fitted(features, truth, train).score(features[~train], truth[~train]))
+    return float(fitted(features, truth, train).score(features[~train], truth[~train]))
 
 
-def _rows(weight: Tensor) -> Array:
+def rows_of(weight: Tensor) -> Array:
+    """Return a weight in double precision."""
     return np.asarray(weight.detach().double().cpu().numpy())

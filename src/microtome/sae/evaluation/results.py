@@ -26,7 +26,7 @@ class Recovery(Result, schema="sae-recovery"):
     model's predictions; ``zero`` and ``mean`` replace the value by nothing and by its mean.
 
     Attributes:
-        n_tokens: Predicted tokens.
+        n_tokens: Predicted tokens; special ones, and those behind one, do not count.
         cross_entropy: By ``"clean"``, ``"spliced"``, ``"zero"`` and ``"mean"``.
         divergence: By ``"spliced"``, ``"zero"`` and ``"mean"``.
     """
@@ -55,7 +55,7 @@ class Evaluated(Result, schema="sae-evaluated"):
     """One coder's figures.
 
     Attributes:
-        name: What it is: ``"sae"``, or the name of a baseline.
+        name: What it is: ``"sae"``, or the name of a baseline; ``"twin"`` was measured in the twin.
         reconstruction: On the rows of the text.
         recovery: In the model.
     """
@@ -108,5 +108,6 @@ def _record(row: Evaluated) -> dict[str, object]:
         "ce_recovered_mean": kept.recovered("mean"),
         "kl_spliced": kept.divergence["spliced"],
         "kl_score_zero": kept.divergence_score("zero"),
+        "kl_score_mean": kept.divergence_score("mean"),
         "rows": made.n_rows,
     }

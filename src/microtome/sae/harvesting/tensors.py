@@ -62,14 +62,16 @@ class TensorActivations(Streamed):
 
 
 def _check(site: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
+    plain = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.itemsize > 1
+    if not plain or tensor.ndim != 2:
         what = (
             f"{tensor.dtype} {tuple(tensor.shape)}"
             if isinstance(tensor, Tensor)
             else type(tensor).__name__
         )
         raise ShapeError(
-            f"Activations of {site!r} are {what}; expected a floating-point tensor [rows, width]."
+            f"Activations of {site!r} are {what}; expected a floating-point tensor [rows, width] "
+            "of 16 bits or more."
         )
     for first in range(0, len(tensor), CHUNK):
         bad = (~torch.isfinite(tensor[first : first + CHUNK]).all(1)).nonzero()[:, 0]

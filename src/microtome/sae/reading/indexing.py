@@ -11,15 +11,15 @@ from torch import Tensor
 from microtome.core.hashing import sha256_arrays
 from microtome.core.progress import Progress, quiet
 from microtome.errors import ConfigError, ShapeError
-from microtome.sae.evaluation.passes import (
+from microtome.sae.harvesting.documents import Text, read_documents
+from microtome.sae.latents import SparseLatents
+from microtome.sae.model_passes import (
     Context,
     coder_sites,
     contexts_of,
     special_ids,
     values_at,
 )
-from microtome.sae.harvesting.documents import Text, read_documents
-from microtome.sae.latents import SparseLatents
 from microtome.sae.reading.index import LatentIndex, Sparse
 from microtome.sae.reading.neurons import NeuronTally
 from microtome.sae.reconstruction import ReconstructionTally

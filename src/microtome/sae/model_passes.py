@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microtome.errors import ShapeError, SiteError
 from microtome.sae.harvesting.documents import Documents, deal
+from microtome.tracing.passes import one_pass
 from microtome.tracing.sites import Site, at
 
 if TYPE_CHECKING:
@@ -67,6 +68,14 @@ def special_ids(model: Model) -> set[int]:
     """Return the ids of special tokens, whose values are neither encoded nor replaced."""
     tokenizer = model.tokenizer
     return set(getattr(tokenizer, "all_special_ids", ())) if tokenizer is not None else set()
+
+
+def brief_pass(model: Model, ids: list[list[int]], sites: Sequence[Site]) -> Trace:
+    """Run a model up to the last of some sites, without a graph, and capture them."""
+    return one_pass(
+        model, ids, capture=list(sites), interventions=(), logits=None, to=None, dtype=None,
+        grad=False, stop=True,
+    )  # fmt: skip
 
 
 def values_at(trace: Trace, sites: Sequence[Site], coder: SAE) -> Tensor:
