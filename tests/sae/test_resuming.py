@@ -108,6 +108,7 @@ class Stops:
         {"activation": "relu", "k": 0, "sparsity": 0.2},
         {"activation": "jumprelu", "k": 0},
         {"precision": "int8"},
+        {"precision": "int8", "activation": "topk"},
         {"precision": "bfloat16", "activation": "topk"},
         {"activation": "gated", "k": 0, "clip": 0.0},
         {"prefixes": (8, 96)},

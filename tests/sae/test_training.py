@@ -268,6 +268,25 @@ def test_resampled_latents_start_fresh() -> None:
     assert not len(counter.dead())
 
 
+@pytest.mark.parametrize(
+    "changes,norm",
+    [
+        ({"activation": "topk"}, 0.1),
+        ({"activation": "batchtopk"}, 0.1),
+        ({"activation": "topk", "encoder": "tied"}, 1.0),
+        ({"activation": "relu"}, 1.0),
+    ],
+)
+def test_encoders_begin_small_where_latents_are_counted(
+    changes: dict[str, Any], norm: float
+) -> None:
+    x, _ = rows()
+    config = Config(d_sae=24, steps=1, lr=1e-12, **changes)
+    run = train(ActivationStore.of(x), config)
+    found = run.sae.weights["W_dec" if "encoder" in changes else "W_enc"].norm(dim=1)
+    torch.testing.assert_close(found, torch.full((24,), norm), rtol=1e-4, atol=0)
+
+
 def test_parallel_gradients_are_removed_and_norms_cut() -> None:
     coder = SAE(Architecture(6, 12, activation="topk", k=12))
     config = Config(activation="topk", clip=0.5)

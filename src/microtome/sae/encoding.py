@@ -49,6 +49,26 @@ def _kronecker(shape: tuple[int, int, int], weights: Weights, inputs: Tensor) ->
     )
 
 
+def kronecker_latents(
+    shape: tuple[int, int, int], weights: Weights, inputs: Tensor, latents: Tensor
+) -> Tensor:
+    """Return the pre-activations of some latents of a Kronecker encoder ``[row, latent]``.
+
+    Args:
+        shape: Heads, left and right units of a head.
+        weights: The coder's weights.
+        inputs: ``[row, d_in]``, centered.
+        latents: Numbers of the latents.
+    """
+    _, left, right = shape
+    heads = latents // (left * right)
+    p = (inputs @ weights["W_left"].T + weights["b_left"]).relu()[:, latents // right]
+    q = (inputs @ weights["W_right"].T + weights["b_right"]).relu()
+    product = p * q[:, heads * right + latents % right]
+    positive = product > 0
+    return torch.where(positive, product.where(positive, product.new_ones(())).sqrt(), 0)
+
+
 def activate(make: Architecture, weights: Weights, pre: Tensor) -> Tensor:
     """Return latents ``[..., d_sae]`` from pre-activations ``[..., d_sae]``, as at inference.
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from microtome.sae.architecture import Architecture
 from microtome.sae.config import Config
-from microtome.sae.encoding import Weights, pre_activations
+from microtome.sae.encoding import Weights, kronecker_latents, pre_activations
 from microtome.sae.passing import Passed, step
 
 TANH_SLOPE = 4.0
@@ -152,11 +152,13 @@ def aux_loss(
     """
     count = max(16, AUX_ENTRIES // len(dead))
     inputs, errors = inputs[:count], errors[:count]
+    centered = inputs - weights["b_dec"].detach() if make.center else inputs
     if _separable(make):
-        centered = inputs - weights["b_dec"].detach() if make.center else inputs
         encoder = weights["W_dec"] if make.encoder == "tied" else weights["W_enc"]
         pre = centered @ encoder[dead].T
         pre = pre + weights["b_gate" if make.activation == "gated" else "b_enc"][dead]
+    elif make.kronecker is not None:
+        pre = kronecker_latents(make.kronecker, weights, centered, dead)
     else:
         fixed = {n: w.detach() if n == "b_dec" else w for n, w in weights.items()}
         pre = pre_activations(make, fixed, inputs)[:, dead]
