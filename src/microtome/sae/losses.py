@@ -21,7 +21,7 @@ from microtome.sae.passing import Passed, step
 TANH_SLOPE = 4.0
 """How fast ``penalty="tanh"`` saturates."""
 
-AUX_ENTRIES = 2**19
+AUX_ENTRIES = 2**17
 """Entries (row, dead latent) that AuxK looks at in a batch; with more dead latents, fewer rows."""
 
 
