@@ -62,11 +62,13 @@ def kronecker_latents(
     """
     _, left, right = shape
     heads = latents // (left * right)
-    p = (inputs @ weights["W_left"].T + weights["b_left"]).relu()[:, latents // right]
-    q = (inputs @ weights["W_right"].T + weights["b_right"]).relu()
-    product = p * q[:, heads * right + latents % right]
+    sides = []
+    for side, units in (("left", latents // right), ("right", heads * right + latents % right)):
+        bias, matrix = (weights[f"{name}_{side}"].index_select(0, units) for name in "bW")
+        sides.append(torch.addmm(bias[:, None], matrix, inputs.T).relu())
+    product = sides[0] * sides[1]
     positive = product > 0
-    return torch.where(positive, product.where(positive, product.new_ones(())).sqrt(), 0)
+    return torch.where(positive, product.where(positive, product.new_ones(())).sqrt(), 0).T
 
 
 def activate(make: Architecture, weights: Weights, pre: Tensor) -> Tensor:
