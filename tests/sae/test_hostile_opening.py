@@ -102,7 +102,7 @@ def test_a_cosine_that_is_none_is_refused(at: float) -> None:
 
 def test_absorption_without_a_class_to_measure(model: Model) -> None:
     data = at_tokens(model, coder(), TEXTS, LABELS)
-    with pytest.raises(EmptyDataError, match="none of 0 probes"):
+    with pytest.raises(EmptyDataError, match="the best of 0 has"):
         absorption(data, coder(), classes=[])
     for least in (float("nan"), 2.0):
         with pytest.raises(ConfigError, match="least_f1"):

@@ -152,8 +152,8 @@ def absorption(
     if not rows:
         best = max(left_out.values(), default=0.0)
         raise EmptyDataError(
-            f"none of {len(left_out)} probes reaches an F1 of {least_f1:g} on the test half, the "
-            f"best has {best:.2f}; the site does not hold these labels, or there are too "
+            f"no probe reaches an F1 of {least_f1:g} on the test half, the best of {len(left_out)} "
+            f"has {best:.2f}; the site does not hold these labels, or there are too "
             "few examples"
         )
     return _result(rows, left_out)
