@@ -27,6 +27,7 @@ from microtome.sae import SAE, Architecture
 from microtome.tracing.model import Model
 from microtome.tracing.sites import at
 
+TC_IN = "blocks.1.mlp.in"
 FIRST, MLP, LAST = "blocks.0.resid_post/sae", "blocks.1.mlp.in/tc", "blocks.1.resid_post/sae"
 APART = (f"{FIRST}[latent=2]", f"{FIRST}[latent=5]", f"{MLP}[latent=1]", f"{LAST}[latent=3]")
 
@@ -50,7 +51,22 @@ def across() -> Model:
 
 
 ACROSS = ("blocks.0.mlp.in/clt[latent=2]", "blocks.1.mlp.in/clt[latent=3]", f"{LAST}[latent=3]")
-MODELS = {"saes and a transcoder": (coded, APART), "cross-layer": (across, ACROSS)}
+
+
+@cache
+def read_behind() -> Model:
+    """A transcoder that reads where an SAE has written, and an SAE behind it."""
+    model = code_model().attach("tc", SkipTranscoder(32, 8, 32), at=TC_IN, to="blocks.1.mlp.out")
+    model = model.attach("sae", DenseSAE(32, 10, seed=1), at=TC_IN)
+    return model.attach("sae", DenseSAE(32, 10, seed=2), at="blocks.1.resid_post")
+
+
+BEHIND = (f"{TC_IN}/sae[latent=2]", f"{MLP}[latent=1]", f"{LAST}[latent=3]")
+MODELS = {
+    "saes and a transcoder": (coded, APART),
+    "cross-layer": (across, ACROSS),
+    "a transcoder of what an sae writes": (read_behind, BEHIND),
+}
 
 
 def numbers(nodes: LatentNodes, node: str) -> tuple[str, list[int] | None]:
@@ -105,7 +121,7 @@ def patched_by_hand(model: Model, examples: Examples, ablation: Ablation, edge: 
 
 
 def apart_of(model: Model) -> tuple[str, ...]:
-    return APART if model is coded() else ACROSS
+    return next(apart for made, apart in MODELS.values() if made() is model)
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
@@ -138,6 +154,13 @@ def test_edges_are_those_along_which_something_can_act() -> None:
     assert f"{FIRST}[latent=2]->{FIRST}.error" not in edges
     assert len(edges) == len(nodes.edges) == 4 * 2 + 4 * 1 + 7 * 3 + 10
     assert {e.split("->")[1] for e in edges} == {*nodes.names[4:], "logits"}
+
+
+def test_what_a_codec_writes_acts_on_those_that_read_it_there() -> None:
+    edges = LatentNodes.of(read_behind(), BEHIND).edges
+    for source in (f"{TC_IN}/sae[latent=2]", f"{TC_IN}/sae.rest", f"{TC_IN}/sae.error"):
+        assert f"{source}->{MLP}[latent=1]" in edges and f"{source}->{MLP}.rest" in edges
+    assert not [edge for edge in edges if edge.startswith(MLP) and f"->{TC_IN}/sae" in edge]
 
 
 def test_circuits_of_all_edges_that_leave_nodes_are_circuits_of_these_nodes() -> None:

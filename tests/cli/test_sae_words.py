@@ -64,6 +64,9 @@ def test_a_local_model_describes_and_its_record_gives_the_same(
     assert all(0 <= r["words_fuzzing"] <= 1 for r in rows)
     table = run(*read(place, "latents", "--answers", asked, "--top", 2))
     assert "says asked.jsonl" in " ".join(table.stdout.split())
+    before = asked.read_bytes()
+    refused = run(*read(place, "latents", "--answers", asked, "--asked", asked), code=2)
+    assert "give two files" in str(refused.exception) and asked.read_bytes() == before
     refused = run(*read(place, "latents", "--answers", asked, "--explainer", explainer), code=2)
     assert "either" in str(refused.exception)
 

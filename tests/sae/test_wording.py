@@ -244,3 +244,22 @@ class _Blind:
 
     def encode(self, text: str, **_: object) -> list[int]:
         return [0] * len(text)
+
+
+def test_answers_are_read_line_by_line_and_each_by_its_own_field(tmp_path: Path) -> None:
+    path = tmp_path / "said.jsonl"
+    rows = [
+        {"id": "a", "prompt": "\u2028\x85", "answer": "brackets\u2028or not"},
+        {"id": "b", "answer": None, "margin": 1.5},  # as questions are written out, margin added
+        {"id": "c", "answer": None},
+        {"id": "d", "answer": ["brackets"]},
+    ]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    recorded = Recorded.load(path)
+    a, b, c, d = (Question(name, 0, "", False) for name in "abcd")
+    assert recorded.texts([a]) == ["brackets\u2028or not"]
+    assert recorded.margins([b]).tolist() == [1.5]
+    assert recorded.missing([a, b, c, d]) == [c]
+    for question in (b, d):
+        with pytest.raises(DataError, match=f"answer to {question.id} is .*; expected a text"):
+            recorded.texts([question])

@@ -17,8 +17,36 @@ from microtome.errors import (
     SiteError,
     SiteWriteError,
 )
+from microtome.sae import SAE, Architecture, Origin
 from microtome.tracing.opening import load
 from microtome.tracing.sites import at
+
+
+@pytest.mark.parametrize("given", [{"at": 5}, {"at": STREAM.split("/")[0], "to": 5}])
+def test_what_is_no_site_or_name_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(SiteError, match="A site is a text .* got 5"):
+        plain().attach("sae", DenseSAE(16, 8), **given)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="name=5"):
+        plain().attach(5, DenseSAE(16, 8), at="blocks.1.resid_post")  # type: ignore[arg-type]
+
+
+def test_a_trained_coders_own_sites_in_another_order_are_refused() -> None:
+    model = plain()
+    width = model.anatomy.d_model
+    sites = ("blocks.0.resid_post", "blocks.1.resid_post")
+    make = Architecture(2 * width, 8, sources=(width,) * 2, targets=(width,) * 2)
+    cross = SAE(make, seed=1, origin=Origin(sites, sites))
+    with pytest.raises(ConfigError, match="reads blocks.0.resid_post, blocks.1.resid_post in this"):
+        model.attach("cross", cross, at=sites[::-1])
+    assert model.attach("cross", cross, at=sites).attached("cross")[0].reads == tuple(
+        map(at, sites)
+    )
+    ends = ("blocks.1.mlp.in",), ("blocks.1.mlp.out",)
+    transcoder = SAE(Architecture(width, 8, center=False), seed=1, origin=Origin(*ends))
+    with pytest.raises(ConfigError, match=r"writes blocks\.1\.mlp\.out; give to="):
+        model.attach("tc", transcoder, at="blocks.1.mlp.in")
+    for where in ({}, {"at": "blocks.0.mlp.in"}, {"at": ends[0], "to": ends[1]}):
+        model.attach("tc", transcoder, **where)  # type: ignore[arg-type]
 
 
 def test_sites_have_a_text_form() -> None:

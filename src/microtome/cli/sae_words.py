@@ -44,7 +44,7 @@ def described(
     """Return descriptions with their scores; none if nobody was asked, or answers are missing.
 
     Raises:
-        ConfigError: Both a model and answers were given.
+        ConfigError: Both a model and answers were given, or questions would overwrite answers.
     """
     from microtome.cli.places import check_file
     from microtome.errors import ConfigError
@@ -55,6 +55,11 @@ def described(
         raise ConfigError("give either --explainer, which answers, or --answers")
     if asked is not None:
         check_file(asked)
+        if answers is not None and asked.resolve() == answers.resolve():
+            raise ConfigError(
+                f"--asked and --answers are both {asked}, and writing questions would take the "
+                "place of the answers; give two files"
+            )
     if (explainer, asked, answers) == (None, None, None):
         return []
     interview = Interview(index, list(latents), seed=seed)

@@ -38,7 +38,9 @@ def coder_sites(model: Model, coder: SAE) -> tuple[tuple[Site, ...], tuple[Site,
 
     Raises:
         SiteError: It names none, the model does not have them, or a target cannot be written.
+        ShapeError: Its weights hold NaN or infinities.
     """
+    require_finite(coder)
     origin = coder.origin
     if not origin.sources or not origin.targets:
         raise SiteError(
@@ -50,6 +52,18 @@ def coder_sites(model: Model, coder: SAE) -> tuple[tuple[Site, ...], tuple[Site,
         for site in group:
             model.catalog.resolve(site, write=number == 1)
     return sites[0], sites[1]
+
+
+def require_finite(coder: SAE, name: str = "") -> None:
+    """Refuse a coder whose weights are no numbers, from which figures could be made up.
+
+    Raises:
+        ShapeError: Some are NaN or infinite.
+    """
+    for weight, value in coder.weights.items():
+        if not bool(torch.isfinite(value).all()):
+            whose = f"coder {name!r}" if name else "the coder"
+            raise ShapeError(f"{weight} of {whose} holds NaN or infinities; train it again")
 
 
 def contexts_of(model: Model, documents: Documents, context: int) -> list[Context]:

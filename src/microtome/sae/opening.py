@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from microtome.core.progress import Progress, quiet
-from microtome.errors import SiteError, UsageError
+from microtome.errors import EmptyDataError, SiteError, UsageError
 from microtome.sae.activations import Activations, sites_named
 from microtome.sae.coder import Origin
 from microtome.sae.harvesting.documents import Text
@@ -34,6 +34,9 @@ Places = str | Site | Sequence[str | Site]
 
 SHARDS = "activations"
 """Folder of the shards in the folder of a run."""
+
+FEWEST = 2
+"""Rows without which there is no variance to explain."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def opened(
     Raises:
         UsageError: The data are of no known kind, or do not go with the settings.
         SiteError: A site of the model is unknown, or ``site`` means several.
+        EmptyDataError: There is one row at most.
         MicrotomeError: The harvest failed; see :func:`microtome.sae.harvest`.
     """
     with contextlib.ExitStack() as stack:
@@ -156,6 +160,11 @@ def opened(
             there = activations
             reads, writes = wanted.names(lambda sites: sites_named(there, _named(sites)))
         reads = tuple(activations.sites) if reads is None else reads
+        if activations.rows < FEWEST:
+            raise EmptyDataError(
+                f"there is {activations.rows} row of activations, which has nothing to tell apart; "
+                "give more text"
+            )
         yield Opened(activations, reads, reads if writes is None else writes, _origin(activations))
 
 

@@ -51,7 +51,7 @@ def _lines(file: Path, whole: str) -> list[str]:
             continue
         try:
             text = json.loads(line)[FIELD]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             text = None
         if not isinstance(text, str):
             raise DataError(

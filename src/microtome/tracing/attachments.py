@@ -185,7 +185,7 @@ def require_name(name: str) -> None:
     Raises:
         ConfigError: If it is one.
     """
-    if not is_codec_name(name):
+    if not isinstance(name, str) or not is_codec_name(name):
         raise ConfigError(
             f"name={name!r}: a codec's name has letters, digits, _ and - and starts with a letter "
             "or digit."

@@ -7,14 +7,14 @@ cross-layer transcoder read one source each and are known there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from microtome.core.protocols import Codec, CodecPart
-from microtome.errors import ConfigError, ShapeError
+from microtome.errors import ConfigError, ShapeError, SiteError
 from microtome.models.discovery import probe_tokens
 from microtome.tracing.attachments import (
     Attachment,
@@ -53,11 +53,14 @@ def attachments(
     parts = _parts(codec)
     several = any(max(part.reads + part.writes) > 0 for part in parts or ())
     if not several and len(sources) < 2 and len(targets or ()) < 2:
+        _require_own(name, codec, sources, targets)
         return (attachment(model, name, codec, sources[0], targets[0] if targets else None),)
     anatomy = require_anatomy(model.anatomy, "Attaching a codec")
     require_name(name)
     reads = _places(model, sources, write=targets is None)
+    _require_own(name, codec, reads, targets)
     writes = reads if targets is None else _places(model, targets, write=True)
+    _require_own(name, codec, reads, writes)
     parts = parts or (CodecPart(codec, tuple(range(len(reads))), tuple(range(len(writes)))),)
     _require_numbers(name, parts, reads, writes)
     tokens = probe_tokens(anatomy.vocab, anatomy.context, model.device)
@@ -81,6 +84,9 @@ def _given(
         source = list(getattr(origin, "sources", ()))
         known = list(getattr(origin, "targets", ()))
         target = (known if known != source else None) if target is None else target
+    for given in (source, target):
+        if not isinstance(given, str | Site | Iterable | None):
+            raise SiteError(f"A site is a text such as 'blocks.3.attn.z'; got {given!r}.")
     sources = [source] if isinstance(source, str | Site) else list(source)
     targets = [target] if isinstance(target, str | Site) else list(target or ())
     if not sources or (target is not None and not targets):
@@ -89,6 +95,32 @@ def _given(
             "it belongs. Give at=SITE, and to=SITE for a transcoder."
         )
     return sources, targets or None
+
+
+def _require_own(
+    name: str,
+    codec: Codec,
+    reads: Sequence[str | Site],
+    writes: Sequence[str | Site] | None,
+) -> None:
+    """Refuse a codec's own sites in another order than it has them, or without those it writes.
+
+    A codec may be attached elsewhere than where it was trained, but these are never meant.
+    """
+    origin = getattr(codec, "origin", None)
+    own = [[str(at(s)) for s in getattr(origin, which, ())] for which in ("sources", "targets")]
+    given = [[str(at(s)) for s in sites or ()] for sites in (reads, writes)]
+    for verb, trained, now in zip(("reads", "writes"), own, given, strict=True):
+        if now != trained and sorted(now) == sorted(trained):
+            raise ConfigError(
+                f"{name} {verb} {', '.join(trained)} in this order, and they were given as "
+                f"{', '.join(now)}; leave them out, or give them in its order."
+            )
+    if writes is None and given[0] == own[0] and own[1] and own[0] != own[1]:
+        raise ConfigError(
+            f"{name} reads {', '.join(own[0])} and writes {', '.join(own[1])}; give to=, too, or "
+            "leave at= out."
+        )
 
 
 def _parts(codec: Codec) -> tuple[CodecPart, ...] | None:

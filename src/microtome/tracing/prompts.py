@@ -50,7 +50,7 @@ def tokenize(tokenizer: Any, text: str, *, bos: bool) -> tuple[int, ...]:
 
     Raises:
         TokenizerError: If there is no tokenizer, or no such token.
-        PromptError: If the text is empty.
+        PromptError: If the text is empty, or holds half of a surrogate pair.
     """
     if tokenizer is None:
         raise TokenizerError(
@@ -59,6 +59,7 @@ def tokenize(tokenizer: Any, text: str, *, bos: bool) -> tuple[int, ...]:
         )
     if not text:
         raise PromptError("The prompt is empty; expected at least one token.")
+    require_unicode(text)
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if bos:
         start = tokenizer.bos_token_id
@@ -165,6 +166,21 @@ def require_tokenizer(tokenizer: Any) -> None:
     """
     if tokenizer is None:
         raise TokenizerError("The model has no tokenizer. Pass tokenizer=... to load.")
+
+
+def require_unicode(text: str) -> None:
+    """Refuse a text that no tokenizer can read, as JSON can spell it.
+
+    Raises:
+        PromptError: It holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The prompt {text[:60]!r} holds half of a surrogate pair at character {error.start}, "
+            "which stands for nothing; leave it out."
+        ) from None
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:

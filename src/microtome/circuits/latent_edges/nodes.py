@@ -32,7 +32,8 @@ ARROW, REST = "->", ".rest"
 MOST_EDGES = 500_000
 """Edges between the nodes at most."""
 
-Order = tuple[int, int]
+Order = tuple[int, int, bool]
+"""Block, place in it, and whether behind all changes that are made there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +86,13 @@ class LatentNodes:
         found: dict[str, Place] = {}
         for one in model.codecs:
             first = min(order_of(site) for site in one.writes if one.in_time(site))
+            # what does not write where it reads sees what codecs that write there have changed
+            known = (*order_of(one.at), one.at not in one.writes)
             site = str(one.latents)
             numbers = chosen.pop(site, [])
-            found[site] = _latents(site, order_of(one.at), first, one.codec.d_sae, numbers)
+            found[site] = _latents(site, known, (*first, False), one.codec.d_sae, numbers)
             for name in errors_of(one):
-                place = order_of(Site(at(name).name.split("/")[0], at(name).layer))
+                place = (*order_of(Site(at(name).name.split("/")[0], at(name).layer)), False)
                 found.setdefault(name, Place(name, place, place, (name,), None))
         if chosen:
             raise UnknownNameError(f"No codec has the latents of {next(iter(chosen))}.")

@@ -16,11 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.core.seeds import rng
-from microtome.errors import (
-    EmptyDataError,
-    UnknownNameError,
-    nearest,
-)
+from microtome.errors import ConfigError, EmptyDataError, UnknownNameError, nearest
 from microtome.sae.evaluation.labelled import (
     Array,
     Pooled,
@@ -131,9 +127,12 @@ def absorption(
 
     Raises:
         UnknownNameError: There is no such class.
-        ConfigError: The coder writes another site than it reads, or is not that of the data.
+        ConfigError: The coder writes another site than it reads, or is not that of the data; or
+            ``least_f1`` is no share.
         EmptyDataError: No probe is good enough.
     """
+    if not 0 <= least_f1 <= 1:
+        raise ConfigError(f"least_f1 is {least_f1}; expected 0 to 1")
     require_own(data, coder)
     decoder = rows_of(coder.weights["W_dec"])
     rows: list[_Class] = []
@@ -145,15 +144,16 @@ def absorption(
         probe = fitted(data.values, truth, data.train)
         right = probe.predict(data.values).astype(bool)
         f1 = _f1(right[~data.train], truth[~data.train])
-        if f1 < least_f1:
+        if f1 < least_f1 or not f1:  # a probe without a hit has no example to measure at
             left_out[name] = f1
             continue
         chosen = ~data.train & truth & right
         rows.append(_of_class(data, decoder, name, truth, chosen, probe.coef_[0], f1, seed))
     if not rows:
+        best = max(left_out.values(), default=0.0)
         raise EmptyDataError(
-            f"no probe reaches an F1 of {least_f1:g} on the test half, the best has "
-            f"{max(left_out.values()):.2f}; the site does not hold these labels, or there are too "
+            f"no probe reaches an F1 of {least_f1:g} on the test half, the best of {len(left_out)} "
+            f"has {best:.2f}; the site does not hold these labels, or there are too "
             "few examples"
         )
     return _result(rows, left_out)

@@ -117,7 +117,9 @@ def disentanglement(
         DataError: A prompt does not hold its entity.
         EmptyDataError: Too few facts are right, or no attribute has enough pairs.
     """
-    _check(method, among, unseen, pairs, steps, ks)
+    _check(method, among, unseen, pairs, steps, ks, batch_size)
+    if not facts:
+        raise EmptyDataError("there are no facts; give prompts about attributes of entities")
     located = locate(model, facts)
     run = Interchange(
         model, coder, located, allowed=_allowed(located, among), batch_size=batch_size
@@ -223,7 +225,15 @@ class _Task:
         return mask
 
 
-def _check(method: str, among: str, unseen: str, pairs: int, steps: int, ks: Sequence[int]) -> None:
+def _check(
+    method: str,
+    among: str,
+    unseen: str,
+    pairs: int,
+    steps: int,
+    ks: Sequence[int],
+    batch_size: int,
+) -> None:
     if method not in METHODS:
         raise UnknownNameError(f"no method {method!r}{nearest(method, METHODS)}")
     for name, value, choices in (
@@ -232,10 +242,10 @@ def _check(method: str, among: str, unseen: str, pairs: int, steps: int, ks: Seq
     ):
         if value not in choices:
             raise ConfigError(f"{name} is {value!r}; expected {choices[0]!r} or {choices[1]!r}")
-    if pairs < FEWEST or steps < 1 or not ks or min(ks) < 1:
+    if pairs < FEWEST or steps < 1 or not ks or min(ks) < 1 or batch_size < 1:
         raise ConfigError(
-            f"pairs={pairs}, steps={steps}, ks={tuple(ks)}; expected at least {FEWEST}, 1, and "
-            "numbers from 1"
+            f"pairs={pairs}, steps={steps}, ks={tuple(ks)}, batch_size={batch_size}; expected at "
+            f"least {FEWEST}, 1, numbers from 1, and 1"
         )
 
 

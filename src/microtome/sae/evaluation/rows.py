@@ -20,7 +20,7 @@ def read_rows(path: str | Path, names: Sequence[str]) -> list[tuple[str, ...]]:
         DataError: The file cannot be read, or a line lacks a text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}; give a JSONL file") from None
     found = []
@@ -30,7 +30,7 @@ def read_rows(path: str | Path, names: Sequence[str]) -> list[tuple[str, ...]]:
         try:
             row = json.loads(line)
             values = [row[name] for name in names]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             values = []
         if not values or not all(isinstance(value, str) for value in values):
             raise DataError(

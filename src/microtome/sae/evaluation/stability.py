@@ -20,6 +20,7 @@ from torch import Tensor
 from microtome.core.seeds import torch_generator
 from microtome.errors import ConfigError, EmptyDataError, ShapeError
 from microtome.sae.evaluation.dictionaries import best_matches
+from microtome.sae.model_passes import require_finite
 from microtome.store.results import Result
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def stability(
         seed: Seed of the random dictionaries.
 
     Raises:
-        ConfigError: There are fewer than two coders, or names do not fit.
-        ShapeError: The coders' outputs, or the sample, differ in width.
+        ConfigError: There are fewer than two coders, names do not fit, or ``at`` is no cosine.
+        ShapeError: The coders' outputs, or the sample, differ in width, or weights are not finite.
         EmptyDataError: No latent of a coder is active on the sample.
     """
     called = tuple(names) if names is not None else tuple(map(str, range(len(coders))))
@@ -117,6 +118,10 @@ def stability(
             f"the coders write {[coder.d_out for coder in coders]} wide values; expected coders of "
             "one site"
         )
+    if not 0 <= at <= 1:
+        raise ConfigError(f"at is {at}; expected a cosine from 0 to 1")
+    for coder, name in zip(coders, called, strict=True):
+        require_finite(coder, name)
     kept = [_alive(coder, name, sample) for coder, name in zip(coders, called, strict=True)]
     device = coders[0].weights["W_dec"].device
     rows = [

@@ -102,11 +102,13 @@ def first_letters(
 
     Raises:
         TokenizerError: The model has no tokenizer.
-        ConfigError: The template has no ``{word}``.
+        ConfigError: The template has no ``{word}``, or ``n`` is not positive.
         EmptyDataError: There are no words.
     """
     if "{word}" not in template:
         raise ConfigError(f"the template {template!r} has no {{word}}; say where the word goes")
+    if n is not None and n < 1:
+        raise ConfigError(f"n is {n}; expected 1 or more words")
     before = template.partition("{word}")[0]
     chosen = _vocabulary(model) if words is None else [w.strip() for w in words]
     if n is not None and n < len(chosen):
@@ -114,7 +116,7 @@ def first_letters(
         chosen = [chosen[i] for i in sorted(drawn)]
     prompts, labels, positions = [], [], []
     for word in chosen:
-        whole = list(model.tokenize(template.format(word=f" {word}")))
+        whole = list(model.tokenize(template.replace("{word}", f" {word}")))
         start = list(model.tokenize(f"{before} {word}"))
         if word[:1].isalpha() and whole[: len(start)] == start:
             prompts.append(whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from microtome.errors import EmptyDataError, PromptError
 from microtome.store.texts import read_texts
-from microtome.tracing.prompts import require_tokenizer
+from microtome.tracing.prompts import require_tokenizer, require_unicode
 
 Text = str | Path | Sequence[str] | Sequence[Sequence[int]] | torch.Tensor
 """A file or folder, texts, lists of token ids, or a tensor ``[document, token]`` of them."""
@@ -80,6 +80,12 @@ def read_documents(text: Text, *, tokenizer: Any, tokens: int | None = None) -> 
         PromptError: If an item is neither text nor token ids.
         EmptyDataError: If there are no tokens.
     """
+    if isinstance(text, str) and not text.strip():
+        raise EmptyDataError(f"text is {text!r}; give a file, a folder, or a list of texts.")
+    if not isinstance(text, str | Path | Iterable) or isinstance(text, Mapping):
+        raise PromptError(
+            f"text is {type(text).__name__}; expected a file, a folder, texts, or token ids."
+        )
     if isinstance(text, torch.Tensor):
         text = text.cpu()
     items = read_texts([text]) if isinstance(text, str | Path) else list(text)
@@ -124,6 +130,7 @@ def _encoded(items: Sequence[Any], tokenizer: Any) -> Iterator[NDArray[np.int32]
     for number, item in enumerate(items):
         if isinstance(item, str):
             require_tokenizer(tokenizer)
+            require_unicode(item)
             # a document longer than the context is cut, so the tokenizer need not warn of it
             item = tokenizer(item, add_special_tokens=False, verbose=False)["input_ids"]
         try:

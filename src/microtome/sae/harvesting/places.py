@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ def resolve_sites(model: Model, sites: str | Site | Sequence[str | Site]) -> tup
     Raises:
         SiteError: If a site is unknown, absent, selects positions, or has no value for each token.
     """
+    if not isinstance(sites, str | Site | Iterable):
+        raise SiteError(f"A site is a text such as 'blocks.3.attn.z'; got {sites!r}.")
     given = [sites] if isinstance(sites, str | Site) else list(sites)
     found: list[Site] = []
     for site in map(at, given):

@@ -137,8 +137,10 @@ def _context(model: Model, context: int | None) -> int:
     """Return the tokens of a row of input."""
     longest = require_anatomy(model.anatomy, "A harvest").context
     chosen = min(CONTEXT, longest or CONTEXT) if context is None else context
-    if chosen < 2 or (longest is not None and chosen > longest):
-        raise ConfigError(f"context={context}; expected 2 to {longest or 'any number of'} tokens.")
+    if not isinstance(chosen, int) or chosen < 2 or (longest is not None and chosen > longest):
+        raise ConfigError(
+            f"context={context!r}; expected 2 to {longest or 'any number of'} tokens."
+        )
     return chosen
 
 
@@ -167,7 +169,9 @@ def check_positive(**numbers: int | None) -> None:
         ConfigError: If one is; it is named.
     """
     for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or value < 1):
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name}={value!r}; expected an integer from 1.")
 
 

@@ -230,7 +230,7 @@ class Recorded:
         """
         place = Path(path)
         try:
-            lines = place.read_text(encoding="utf-8").splitlines()
+            lines = place.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{place} cannot be read: {error}; give a file of answers") from None
         found: dict[str, Mapping[str, Any]] = {}
@@ -239,13 +239,13 @@ class Recorded:
                 continue
             try:
                 row = json.loads(line)
-                name, given = row["id"], row.get("answer", row.get("margin"))
-            except (ValueError, KeyError, TypeError, AttributeError):
+                name, given = row["id"], (row.get("answer"), row.get("margin"))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise DataError(
                     f'{place}, line {number}: expected {{"id": ..., "answer": ...}}; got '
                     f"{line[:60]!r}"
                 ) from None
-            if given is not None:  # a question that nobody answered yet
+            if given != (None, None):  # a question that nobody answered yet
                 found[str(name)] = row
         return Recorded(found, place.name)
 
@@ -258,8 +258,9 @@ class Recorded:
 
         Raises:
             EmptyDataError: One is missing.
+            DataError: One is no text.
         """
-        return self._all(questions, lambda row: str(row.get("answer", "")).strip())
+        return self._all(questions, _words)
 
     def margins(
         self, questions: Sequence[Question], progress: Progress = quiet
@@ -341,6 +342,13 @@ def _row(question: Question, **given: Any) -> dict[str, Any]:
 def _write_lines(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     write_text(Path(path), "".join(lines))
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    said = row.get("answer")
+    if not isinstance(said, str):
+        raise DataError(f"the answer to {row.get('id')} is {str(said)[:60]!r}; expected a text")
+    return said.strip()
 
 
 def _margin(row: Mapping[str, Any]) -> float:
