@@ -9,13 +9,14 @@ import pytest
 import torch
 from tests.sae import dense, reference
 
-from microtome.sae import SAE, ActivationStore, Config, selection, train
+from microtome.sae import SAE, ActivationStore, Config, train
 from microtome.sae.architecture import COUNTED
 from microtome.sae.coder import reach_mask
 from microtome.sae.config import PENALTIES
 from microtome.sae.losses import loss
 from microtome.sae.passing import forward
-from microtome.sae.selection import Selector
+from microtome.sae.selecting import selection
+from microtome.sae.selecting.selection import Selector
 
 MAKES = dense.makes()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microtome.sae import SAE, Architecture, products
-from microtome.sae.selection import Selector
+from microtome.sae import SAE, Architecture
+from microtome.sae.selecting import products
+from microtome.sae.selecting.selection import Selector
 
 
 @pytest.mark.parametrize("activation", ["topk", "abstopk", "batchtopk"])

@@ -8,8 +8,8 @@ from tests.sae import dense
 
 from microtome.sae import SAE, Architecture
 from microtome.sae.encoding import kronecker_latents, pre_activations
-from microtome.sae.pairs import Units, largest_of_batch, largest_pairs, pairs_above
-from microtome.sae.selection import Selector
+from microtome.sae.selecting.pairs import Units, largest_of_batch, largest_pairs, pairs_above
+from microtome.sae.selecting.selection import Selector
 
 SHAPES = [(2, 3, 2), (24, 4, 8), (1, 16, 12), (96, 1, 2), (3, 64, 1)]
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tests.sae import dense
 
-from microtome.sae import SAE, Architecture, products, selection
-from microtome.sae.estimation import ByteProduct, estimator, fastest_precision
+from microtome.sae import SAE, Architecture
 from microtome.sae.passing import Full, Kept, forward, jump, step
-from microtome.sae.selection import Selector
+from microtome.sae.selecting import products, ranking, selection
+from microtome.sae.selecting.estimation import ByteProduct, estimator, fastest_precision
+from microtome.sae.selecting.selection import Selector
 
 MAKES = dense.makes()
 
@@ -98,7 +99,7 @@ def test_dense_products_take_over_where_most_latents_are_active(name: str) -> No
 def test_the_largest_of_each_row_are_exact(width: int, k: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(k)
     pre = torch.randn(5, width, generator=generator).to(dtype)
-    latents = selection.top_latents(selection._sortable(pre), k)
+    latents = ranking.top_latents(ranking.sortable(pre), k)
     assert all(len(set(row)) == k for row in latents.tolist())
     expected = pre.float().topk(k).values
     positive = expected > 0  # below it, entries are worth nothing and may be any

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microtome.sae import SAE, Architecture, products, selection
-from microtome.sae.estimation import BYTE_ROWS, ByteProduct
+from microtome.sae import SAE, Architecture
 from microtome.sae.kernels import Entries
 from microtome.sae.passing import forward
-from microtome.sae.proposals import (
+from microtome.sae.selecting import products, selection
+from microtome.sae.selecting.estimation import BYTE_ROWS, ByteProduct
+from microtome.sae.selecting.proposals import (
     batch_level,
     grouping,
     largest_of_bags,
@@ -17,7 +18,7 @@ from microtome.sae.proposals import (
     row_levels,
     spared,
 )
-from microtome.sae.selection import Selector
+from microtome.sae.selecting.selection import Selector
 
 MAKE = Architecture(64, 2048, activation="topk", k=8)
 

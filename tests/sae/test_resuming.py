@@ -18,8 +18,9 @@ import torch
 from tests.sae import killed
 
 from microtome.errors import ConfigError, DataError, FormatError, OutputError, TrainingError
-from microtome.sae import SAE, ActivationStore, Config, products, train
+from microtome.sae import SAE, ActivationStore, Config, train
 from microtome.sae.checkpoints import FILE, Checkpoint
+from microtome.sae.selecting import products
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,7 +21,7 @@ from microtome.sae.losses import aux_loss, loss
 from microtome.sae.metrics import Tally
 from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
-from microtome.sae.selection import Selector
+from microtome.sae.selecting.selection import Selector
 
 
 def rows(count: int = 4000, width: int = 24, truths: int = 48) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import activate, pre_activations
 from microtome.sae.latents import SparseLatents
 from microtome.sae.parts import parts_of
-from microtome.sae.sparse_encoding import active_latents
+from microtome.sae.selecting.sparse_encoding import active_latents
 
 if TYPE_CHECKING:
     from microtome.sae.results import TrainingSummary

@@ -17,7 +17,7 @@ from microtome.sae.config import Config
 from microtome.sae.metrics import Tally
 from microtome.sae.passing import forward
 from microtome.sae.scaling import Scaling
-from microtome.sae.selection import Selector
+from microtome.sae.selecting.selection import Selector
 
 if TYPE_CHECKING:
     from microtome.sae.activations import Activations

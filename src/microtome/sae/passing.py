@@ -18,7 +18,7 @@ from torch.nn import functional
 from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import Weights, pre_activations
 from microtome.sae.kernels import Entries, dots, sums
-from microtome.sae.selection import Selection, Selector
+from microtome.sae.selecting.selection import Selection, Selector
 
 
 class Form(Protocol):

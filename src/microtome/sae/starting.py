@@ -9,7 +9,7 @@ from microtome.errors import ConfigError
 from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.coder import SAE
 from microtome.sae.config import Config
-from microtome.sae.estimation import Precision, fastest_precision
+from microtome.sae.selecting.estimation import Precision, fastest_precision
 
 ENCODER_START = 0.1
 """Norm of an encoder's rows at the start where latents compete to be counted.

@@ -33,7 +33,7 @@ from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
 from microtome.sae.results import TrainingSummary
 from microtome.sae.scaling import Scaling
-from microtome.sae.selection import Selector
+from microtome.sae.selecting.selection import Selector
 from microtome.sae.starting import (
     initial_coder,
     keep_freed_memory,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from microtome.sae.encoding import Weights
-from microtome.sae.proposals import largest
+from microtome.sae.selecting.proposals import largest
 
 NEAR, LOWER, TRIES = 0.93, 0.7, 4
 """Share of the last batch's threshold from which pairs are candidates; the factor by which it is

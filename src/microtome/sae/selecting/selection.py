@@ -1,16 +1,14 @@
 """Which latents a batch keeps: exact selection in blocks of rows, with one reused buffer.
 
-The ``k`` largest of a row lie in the ``k`` groups of latents with the largest maxima, and those
-groups are found in the same way among their maxima: some cheap passes and small sorts replace a
-sort of all. BatchTopK takes as candidates what exceeds a little less than the last batch's
-threshold, and the exact largest of those; only when they are too few is everything ranked. Entries
-that are not positive are worth 0 and may be any.
+TopK ranks groups of latents before latents (:mod:`.ranking`). BatchTopK takes as candidates what
+exceeds a little less than the last batch's threshold, and the exact largest of those; only when
+they are too few is everything ranked. Entries that are not positive are worth 0 and may be any.
 
 The product with the whole encoder is most of a step's work. Where products of 8-bit or 16-bit
-numbers are faster (see :mod:`microtome.sae.estimation`) they give candidates, some more than are
-kept; the candidates' own products are then exact, and so is the choice among them. How well that
-works depends on the data, so it is compared with the exact choice again and again, and given up if
-it loses anything.
+numbers are faster (:mod:`.estimation`) they give candidates, some more than are kept; the
+candidates' own products are then exact, and so is the choice among them. How well that works
+depends on the data, so it is compared with the exact choice again and again, and given up if it
+loses anything.
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ from torch import Tensor
 
 from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.encoding import Weights
-from microtome.sae.estimation import ByteProduct, Precision
 from microtome.sae.kernels import Entries
-from microtome.sae.pairs import Units, largest_of_batch, largest_pairs
-from microtome.sae.products import BLOCK_ROWS, Buffers, Encoding, room
-from microtome.sae.proposals import (
+from microtome.sae.selecting.estimation import ByteProduct, Precision
+from microtome.sae.selecting.pairs import Units, largest_of_batch, largest_pairs
+from microtome.sae.selecting.products import BLOCK_ROWS, Buffers, Encoding, room
+from microtome.sae.selecting.proposals import (
     batch_level,
     grouping,
     largest,
@@ -36,6 +34,7 @@ from microtome.sae.proposals import (
     row_levels,
     spared,
 )
+from microtome.sae.selecting.ranking import rank_all, sortable, top_latents
 
 MARGIN = 0.93
 """Share of the last batch's threshold from which entries are candidates of the next one."""
@@ -62,9 +61,6 @@ DENSEST = 1 / 16
 
 RETRY_AFTER = 16
 """Batches computed densely before a sparse one is tried again."""
-
-FAN = 8
-"""Latents of a group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +145,7 @@ class Selector:
         if not encoding.estimated:
             chosen, found = [], []
             for block in encoding.blocks():
-                chosen.append(top_latents(_sortable(block.abs() if absolute else block), make.k))
+                chosen.append(top_latents(sortable(block.abs() if absolute else block), make.k))
                 found.append(block.gather(1, chosen[-1]))
             entries, values = _rows_of(torch.cat(chosen), make), torch.cat(found).view(-1)
         else:
@@ -175,7 +171,7 @@ class Selector:
         count = min(make.d_sae, spared(make.k))
         absolute = make.activation == "abstopk"
         found = [
-            top_latents(_sortable(block.abs() if absolute else block), count)
+            top_latents(sortable(block.abs() if absolute else block), count)
             for block in encoding.blocks()
         ]
         return _rows_of(torch.cat(found), make)
@@ -280,7 +276,7 @@ class Selector:
             start += block.numel()
         if sum(map(len, places)) < wanted and bound:
             self.fallbacks += 1
-            return _rank_all(make, encoding, wanted)
+            return rank_all(encoding, wanted)
         return torch.cat(places), torch.cat(keys)
 
     def _exceeding(self, block: Tensor, bound: float) -> Tensor:
@@ -353,36 +349,6 @@ class Selector:
 _REMEMBERED = ("precision", "threshold", "batches", "fallbacks", "dense_left", "energy")
 
 
-def top_latents(key: Tensor, k: int) -> Tensor:
-    """Return the latents ``[row, k]`` of the largest keys of each row, exactly, in any order."""
-    width = key.shape[1]
-    if width % FAN or width < FAN * k:
-        return key.topk(k, sorted=False).indices
-    groups = width // FAN
-    members = key.view(len(key), FAN, groups)  # latent = member * groups + group
-    group = top_latents(members.amax(1), k)
-    candidates = members.gather(2, group[:, None, :].expand(-1, FAN, -1)).flatten(1)
-    place = candidates.topk(k, sorted=False).indices
-    return place // k * groups + group.gather(1, place % k)
-
-
-def _rank_all(make: Architecture, encoding: Encoding, wanted: int) -> tuple[Tensor, Tensor]:
-    """Return the largest of all entries, merged block by block, in the order of their places."""
-    wanted = spared(wanted) if encoding.estimated else wanted
-    place = torch.empty(0, dtype=torch.int64, device=encoding.inputs.device)
-    value = encoding.inputs.new_empty(0)
-    start = 0
-    for block in encoding.blocks():
-        top = block.flatten().topk(min(wanted, block.numel()), sorted=False)
-        place = torch.cat([place, top.indices + start])
-        value = torch.cat([value, top.values.to(value.dtype)])
-        best = value.topk(min(wanted, len(value)), sorted=False)
-        place, value = place[best.indices], best.values
-        start += block.numel()
-    place, order = place.sort()
-    return place, value[order]
-
-
 def _entries(place: Tensor, make: Architecture, rows: int) -> Entries:
     return Entries(place // make.d_sae, place % make.d_sae, rows, make.d_sae)
 
@@ -396,8 +362,3 @@ def _rows_of(latents: Tensor, make: Architecture) -> Entries:
 
 def _some(entries: Entries, chosen: Tensor) -> Entries:
     return replace(entries, bags=entries.bags[chosen], latents=entries.latents[chosen])
-
-
-def _sortable(values: Tensor) -> Tensor:
-    """Return keys in the values' order above 0: bfloat16 as whole numbers, which compare faster."""
-    return values.view(torch.int16) if values.dtype == torch.bfloat16 else values

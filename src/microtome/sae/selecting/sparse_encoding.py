@@ -8,7 +8,7 @@ from torch import Tensor
 from microtome.sae.architecture import Architecture
 from microtome.sae.encoding import Weights, activate, pre_activations
 from microtome.sae.latents import SparseLatents
-from microtome.sae.selection import top_latents
+from microtome.sae.selecting.ranking import top_latents
 
 
 @torch.no_grad()

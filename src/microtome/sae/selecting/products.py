@@ -10,8 +10,8 @@ from torch import Tensor
 
 from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.encoding import Weights, pre_activations
-from microtome.sae.estimation import ByteProduct, Estimate, Precision, estimator
 from microtome.sae.kernels import Entries, dot
+from microtome.sae.selecting.estimation import ByteProduct, Estimate, Precision, estimator
 
 BLOCK_ROWS = 512
 """Rows whose pre-activations are formed at a time."""

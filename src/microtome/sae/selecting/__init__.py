@@ -1,0 +1,1 @@
+"""Which latents are active: exact choices, what proposes them faster, and where they lie."""
