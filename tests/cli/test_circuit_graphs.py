@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from microtome.circuits import exchange
 from microtome.cli.app import app
-from microtome.errors import MicrotomeError
+from microtome.errors import FormatError, MicrotomeError
 from microtome.sae import SAE, Architecture, Origin, save
 
 PROMPT = "data = 'value"
@@ -70,6 +70,17 @@ def test_json_says_what_the_exported_file_does(
     assert kinds == {"embedding", "error", "latent", "logit"}
 
 
+@pytest.mark.parametrize("content", ['{"block0/latent3": "a"}', '{"0/3": null}', '{"0/3": 5}'])
+def test_labels_that_can_name_no_latent_are_refused(
+    folders: Folders, content: str, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text(content)
+    options = ("--coder", folders.across, "--labels", str(labels))
+    said = refused(FormatError.code, folders.model, PROMPT, *options)
+    assert "expected a text by block and latent" in said
+
+
 def test_page_and_picture(folders: Folders, tmp_path: Path) -> None:
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({f"0/{n}": f"reads <b> {n}" for n in range(16)}))
@@ -98,7 +109,8 @@ def test_from_text_to_a_graph_by_commands_alone(folders: Folders, tmp_path: Path
     text.write_text("\n".join(json.dumps(line) for line in lines))
     acts, run = str(tmp_path / "acts"), str(tmp_path / "run")
     commands = (
-        ["harvest", folders.model, str(text), "--site", "mlp.in", "--site", "mlp.out", "--out", acts],
+        ["harvest", folders.model, str(text), "--site", "mlp.in", "--site", "mlp.out",
+         "--out", acts],
         ["train", acts, "--out", run, "--site", "mlp.in->mlp.out", "--reach", "later",
          "--latents", "64", "--k", "8", "--steps", "30", "--batch-size", "64", "--json"],
     )  # fmt: skip
