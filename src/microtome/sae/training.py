@@ -19,7 +19,7 @@ from torch import Tensor
 
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
-from microtome.errors import ConfigError, DataError, TrainingError
+from microtome.errors import ConfigError, DataError, TrainingError, UsageError
 from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.checkpoints import FILE, Checkpoint, damaged
 from microtome.sae.coder import SAE, Origin
@@ -118,10 +118,11 @@ def train(
         (176, 32, ('blocks.0.mlp.out',))
     """
     place = None if folder is None else Path(folder)
+    chosen = _settings(config)  # before a harvest that may take hours
     wanted = Wanted(site, sources, targets)
     reading = Reading(text, tokens, context, None if shards is None else Path(shards), place)
     with opened(data, wanted, reading, progress=progress) as given:
-        run = _Run(given.activations, config or Config(), given.sources, given.targets, place)
+        run = _Run(given.activations, chosen, given.sources, given.targets, place)
         run.restore()
         _keep_freed_memory()
         run.train(progress, watch, checkpoint_seconds)
@@ -157,7 +158,6 @@ class _Run:
     ) -> None:
         self.activations, self.config, self.folder = activations, config, folder
         self.sources, self.targets = sources, targets
-        _require_device(config.device)
         if not sources or not targets:
             raise ConfigError(
                 f"sources are {sources} and targets {targets}; expected at least one site each"
@@ -401,6 +401,23 @@ def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
             for name in coder.weights.keys() & {"W_enc", "W_left", "W_right"}:
                 coder.weights[name].mul_(ENCODER_START)
     return coder
+
+
+def _settings(config: Config | None) -> Config:
+    """Return the settings, which have a device that can compute.
+
+    Raises:
+        UsageError: They are none.
+        ConfigError: The device cannot be used.
+    """
+    chosen = Config() if config is None else config
+    if not isinstance(chosen, Config):
+        raise UsageError(
+            f"config is {type(chosen).__name__}, {str(chosen)[:60]!r}; expected a Config such as "
+            "Config(k=16); the text that a model reads is text="
+        )
+    _require_device(chosen.device)
+    return chosen
 
 
 def _require_device(device: str) -> None:
