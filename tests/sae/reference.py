@@ -103,6 +103,23 @@ def decoder(make: Architecture, w: Weights) -> Tensor:
     return w["W_dec"] * mask
 
 
+def skip(make: Architecture) -> Tensor:
+    """Where a skip connection leads from a source to a target that its latents write."""
+    sources = range(len(make.sources))
+    reach = [
+        [t == s or make.reach == "all" or (make.reach == "later" and t > s) for s in sources]
+        for t in range(len(make.targets))
+    ]
+    blocks = [
+        [
+            torch.full((out, wide), float(there))
+            for wide, there in zip(make.sources, row, strict=True)
+        ]
+        for out, row in zip(make.targets, reach, strict=True)
+    ]
+    return torch.cat([torch.cat(row, 1) for row in blocks])
+
+
 def outputs(make: Architecture, w: Weights, found: Tensor, x: Tensor) -> Tensor:
     """The reconstructions of all prefixes."""
     directions = decoder(make, w)
@@ -181,6 +198,9 @@ class Trained:
         self.weights["b_dec"] = self._scaled(rows, targets, self.writes).mean(0)
         if make.activation == "jumprelu":
             self.weights["threshold"].fill_(config.threshold)
+        if "topk" in make.activation and make.encoder != "tied":
+            for name in self.weights.keys() & {"W_enc", "W_left", "W_right"}:
+                self.weights[name] *= 0.1
         self._train(data)
 
     def _gain(self) -> float:
@@ -211,6 +231,8 @@ class Trained:
                 total, [leaves[n] for n in names], allow_unused=True, materialize_grads=True
             )
             gradients = dict(zip(names, parts, strict=True))
+            if make.skip:
+                gradients["W_skip"] = gradients["W_skip"] * skip(make)
             if config.unit_norm:
                 along = (gradients["W_dec"] * w["W_dec"]).sum(1, keepdim=True)
                 gradients["W_dec"] = gradients["W_dec"] - along * w["W_dec"]

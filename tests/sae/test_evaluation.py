@@ -163,6 +163,16 @@ def test_random_directions_read_inputs_less_their_mean(model: Model) -> None:
     assert figures[True] < 1
 
 
+def test_random_directions_reach_what_the_latents_reach() -> None:
+    make = Architecture(
+        8, 16, activation="topk", k=4, sources=(4, 4), targets=(4, 4), reach="later", center=False
+    )
+    mean = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    made = random_dictionary(SAE(make), 4, mean=mean, source_mean=mean)
+    assert made.architecture.reach == "later" and not made.weights["W_dec"][8:, :4].any()
+    assert not made.encode(mean[None]).abs().gt(1e-6).any()
+
+
 def test_each_batch_is_encoded_once_and_looked_at_briefly(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 from tests.sae import dense
 
 from microtome.sae import SAE, Architecture
-from microtome.sae.encoding import pre_activations
+from microtome.sae.encoding import kronecker_latents, pre_activations
 from microtome.sae.pairs import Units, largest_of_batch, largest_pairs, pairs_above
 from microtome.sae.selection import Selector
 
@@ -103,3 +103,13 @@ def test_a_coder_starts_with_directions_between_its_units() -> None:
     direction = left[3 + 2] + right[2 + 1]  # head 1, left unit 2, right unit 1
     expected = torch.nn.functional.normalize(direction, dim=0)
     torch.testing.assert_close(coder.weights["W_dec"][6 + 2 * 2 + 1], expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_some_latents_are_those_of_all(shape: tuple[int, int, int]) -> None:
+    coder = made(shape)
+    x = dense.rows(coder.architecture, 20)
+    some = torch.tensor([3, 0, 7, coder.d_sae - 1])
+    whole = pre_activations(coder.architecture, coder.weights, x)
+    found = kronecker_latents(shape, coder.weights, x - coder.weights["b_dec"], some)
+    torch.testing.assert_close(found, whole[:, some])

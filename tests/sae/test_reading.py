@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,13 @@ from microtome.models.families import build
 from microtome.sae import SAE, Architecture, LatentIndex, Origin, index, reconstruct
 from microtome.sae.reading.examples import quantile_examples, top_examples
 from microtome.sae.reading.neurons import NeuronTally, neuron_site
-from microtome.sae.reading.relations import co_occurring, correlated, logit_effects, neighbors
+from microtome.sae.reading.relations import (
+    co_occurring,
+    correlated,
+    foretells,
+    logit_effects,
+    neighbors,
+)
 from microtome.tracing.model import Model
 
 SITE = "blocks.1.resid_post"
@@ -208,6 +215,25 @@ def test_neighbors_and_logit_effects(model: Model, coder: SAE) -> None:
     weights = model.weights.view(fold_norm=True)
     raw = coder.weights["W_dec"][3].detach() @ weights.W_U
     torch.testing.assert_close(effects, raw - raw.mean())
+
+
+def test_a_latent_that_raises_what_comes_next_foretells_it(found: LatentIndex) -> None:
+    latent = int(found.counts.argmax())
+    positions, _ = found.positions(latent)
+    context = found.context_ids
+    follows, elsewhere = [], []
+    for place in range(len(found.ids) - 1):
+        if context[place] == context[place + 1]:
+            (follows if place in positions else elsewhere).append(int(found.ids[place + 1]))
+    effects = np.random.default_rng(0).normal(size=50)
+    pairs = [
+        (effects[a] > effects[b]) + 0.5 * (effects[a] == effects[b])
+        for a in follows
+        for b in elsewhere
+    ]
+    assert foretells(found, latent, effects) == pytest.approx(np.mean(pairs))
+    silent = replace(found, contexts=np.arange(len(found.ids) + 1))
+    assert np.isnan(foretells(silent, latent, effects))
 
 
 def test_what_cannot_be_read_is_refused(model: Model, coder: SAE, found: LatentIndex) -> None:

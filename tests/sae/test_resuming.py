@@ -18,7 +18,7 @@ import torch
 from tests.sae import killed
 
 from microtome.errors import ConfigError, DataError, FormatError, OutputError, TrainingError
-from microtome.sae import SAE, ActivationStore, Config, selection, train
+from microtome.sae import SAE, ActivationStore, Config, products, train
 from microtome.sae.checkpoints import FILE, Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +108,7 @@ class Stops:
         {"activation": "relu", "k": 0, "sparsity": 0.2},
         {"activation": "jumprelu", "k": 0},
         {"precision": "int8"},
+        {"precision": "int8", "activation": "topk"},
         {"precision": "bfloat16", "activation": "topk"},
         {"activation": "gated", "k": 0, "clip": 0.0},
         {"prefixes": (8, 96)},
@@ -119,8 +120,8 @@ class Stops:
 def test_every_kind_resumes_exactly(
     changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "ESTIMATED_WEIGHTS", 1)
-    monkeypatch.setattr(selection, "ESTIMATED_ROWS", 1)
+    monkeypatch.setattr(products, "ESTIMATED_WEIGHTS", 1)
+    monkeypatch.setattr(products, "ESTIMATED_ROWS", 1)
     config = replace(killed.CONFIG, steps=24, log_every=7, **changes)
     whole = killed.run(None, config)
     for after in (5, 10):

@@ -137,6 +137,16 @@ def test_latents_of_a_cross_layer_coder_write_later_targets_only() -> None:
         assert fvu(both, run(both)) == pytest.approx(run.summary.fvu, rel=0.15)
 
 
+@pytest.mark.parametrize("reach", ["own", "later"])
+def test_a_skip_connection_reaches_what_its_latents_reach(reach: str) -> None:
+    x, _ = rows(400)
+    config = Config(d_sae=32, k=4, steps=5, batch_size=64, reach=reach, skip=True, center=False)
+    run = train(ActivationStore.of({"a": x, "b": x + 0.5 * x.roll(1, 1)}), config)
+    (a, b), skip = run.architecture.source_slices, run.weights["W_skip"].detach()
+    assert skip[a, a].any() and skip[b, b].any() and not skip[a, b].any()
+    assert bool(skip[b, a].any()) == (reach == "later")
+
+
 def test_the_same_seed_is_the_same_coder_and_another_is_not() -> None:
     x, _ = rows(800)
     runs = [
@@ -266,6 +276,25 @@ def test_resampled_latents_start_fresh() -> None:
     assert not optimizer.state()["W_enc.exp_avg"][9:].any()
     assert optimizer.state()["W_enc.exp_avg"][:9].any()
     assert not len(counter.dead())
+
+
+@pytest.mark.parametrize(
+    "changes,norm",
+    [
+        ({"activation": "topk"}, 0.1),
+        ({"activation": "batchtopk"}, 0.1),
+        ({"activation": "topk", "encoder": "tied"}, 1.0),
+        ({"activation": "relu"}, 1.0),
+    ],
+)
+def test_encoders_begin_small_where_latents_are_counted(
+    changes: dict[str, Any], norm: float
+) -> None:
+    x, _ = rows()
+    config = Config(d_sae=24, steps=1, lr=1e-12, **changes)
+    run = train(ActivationStore.of(x), config)
+    found = run.sae.weights["W_dec" if "encoder" in changes else "W_enc"].norm(dim=1)
+    torch.testing.assert_close(found, torch.full((24,), norm), rtol=1e-4, atol=0)
 
 
 def test_parallel_gradients_are_removed_and_norms_cut() -> None:

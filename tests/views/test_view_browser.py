@@ -68,7 +68,7 @@ def test_every_whole_percentage_has_an_ink() -> None:
 def test_without_the_script_the_first_items_stand_in_a_table() -> None:
     rows = browser().table().rows
     assert len(rows) == 40
-    assert rows[1] == ["3", "0.10\u202f%", "–", "the token is `t1`"]
+    assert rows[1] == ["3", "0.10\u202f%", "–", "the token is <code>t1</code>"]
     assert "10 more" in browser().table().caption
     assert browser(3).table().caption == ""
 

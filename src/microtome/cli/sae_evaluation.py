@@ -15,13 +15,13 @@ from microtome.cli.options import (
     ModelName,
     Seed,
     Threads,
-    open_model,
     print_json,
     print_table,
     say,
     use_threads,
 )
-from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens, open_coder
+from microtome.cli.sae_coders import CoderPlace, Context, Site, Texts, Tokens
+from microtome.cli.sae_opening import open_both
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,8 +82,7 @@ def evaluate(
         check_folder(twin)
     texts = read_texts(text)
     wanted = list(BASELINES) if baseline is None else baseline
-    opened = open_model(model, device, dtype, threads)
-    loaded = open_coder(coder, site, opened)
+    opened, loaded = open_both(model, coder, site, device=device, dtype=dtype, threads=threads)
     try:
         with Bars() as bars:
             other = None

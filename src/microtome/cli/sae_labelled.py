@@ -14,12 +14,12 @@ from microtome.cli.options import (
     ModelName,
     Seed,
     Threads,
-    open_model,
     print_json,
     print_table,
     say,
 )
-from microtome.cli.sae_coders import CoderPlace, Site, open_coder
+from microtome.cli.sae_coders import CoderPlace, Site
+from microtome.cli.sae_opening import open_both
 
 if TYPE_CHECKING:
     from microtome.sae import Absorption
@@ -67,8 +67,7 @@ def probe(
 
     rows = read_rows(labelled, ("text", "label"))
     texts, labels = [r[0] for r in rows], [r[1] for r in rows]
-    opened = open_model(model, device, dtype, threads)
-    loaded = open_coder(coder, site, opened)
+    opened, loaded = open_both(model, coder, site, device=device, dtype=dtype, threads=threads)
     data: Pooled = pool(opened, loaded, texts, labels, how=pooled, seed=seed)  # type: ignore[arg-type]
     sparse = sparse_probing(data)
     facts: dict[str, Any] = {
@@ -170,8 +169,7 @@ def interchange(
     if out is not None:
         check_file(out)
     rows = read_facts(facts)
-    opened = open_model(model, device, dtype, threads)
-    loaded = open_coder(coder, site, opened)
+    opened, loaded = open_both(model, coder, site, device=device, dtype=dtype, threads=threads)
     with Bars() as bars:
         found = disentanglement(
             opened, loaded, rows, method=method, among=among, unseen=unseen,

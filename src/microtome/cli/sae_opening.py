@@ -1,4 +1,4 @@
-"""What the commands that read latents open: the model, the coder and the index of both."""
+"""What the commands about a coder in its model open: both, and the index of its latents."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ class Architecture:
         reach: What a latent reads and writes: ``"all"`` sources and targets; with ``"own"`` and
             ``"later"`` the latents are divided equally among the sources, each reads its own
             source only and writes the target of its own number, or of all from there on.
-        skip: Whether an affine map of the input is added to the output past the latents.
+        skip: Whether an affine map of the input is added to the output past the latents; with a
+            ``reach``, of each source to the targets that its latents write.
         center: Whether the decoder's bias is subtracted from the input before encoding.
 
     Raises:

@@ -276,6 +276,21 @@ def reach_mask(make: Architecture) -> Tensor | None:
     return mask
 
 
+def skip_mask(make: Architecture) -> Tensor | None:
+    """Return which entries of the skip connection exist ``[d_out, d_in]``, None where all do.
+
+    It leads from a source to the targets that the source's latents write.
+    """
+    if not make.skip or make.reach == "all":
+        return None
+    mask = torch.zeros(make.d_out, make.d_in)
+    last = len(make.targets) if make.reach == "later" else None
+    for number, source in enumerate(make.source_slices):
+        for target in make.target_slices[number : last or number + 1]:
+            mask[target, source] = 1
+    return mask
+
+
 def _initial_encoder(make: Architecture, decoder: Tensor, generator: torch.Generator) -> Tensor:
     if make.reach == "all" and make.d_in == make.d_out:
         return decoder.clone()

@@ -49,6 +49,28 @@ def _kronecker(shape: tuple[int, int, int], weights: Weights, inputs: Tensor) ->
     )
 
 
+def kronecker_latents(
+    shape: tuple[int, int, int], weights: Weights, inputs: Tensor, latents: Tensor
+) -> Tensor:
+    """Return the pre-activations of some latents of a Kronecker encoder ``[row, latent]``.
+
+    Args:
+        shape: Heads, left and right units of a head.
+        weights: The coder's weights.
+        inputs: ``[row, d_in]``, centered.
+        latents: Numbers of the latents.
+    """
+    _, left, right = shape
+    heads = latents // (left * right)
+    sides = []
+    for side, units in (("left", latents // right), ("right", heads * right + latents % right)):
+        bias, matrix = (weights[f"{name}_{side}"].index_select(0, units) for name in "bW")
+        sides.append(torch.addmm(bias[:, None], matrix, inputs.T).relu())
+    product = sides[0] * sides[1]
+    positive = product > 0
+    return torch.where(positive, product.where(positive, product.new_ones(())).sqrt(), 0).T
+
+
 def activate(make: Architecture, weights: Weights, pre: Tensor) -> Tensor:
     """Return latents ``[..., d_sae]`` from pre-activations ``[..., d_sae]``, as at inference.
 

@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from microtome.sae.architecture import Architecture
 from microtome.sae.config import Config
-from microtome.sae.encoding import Weights, pre_activations
+from microtome.sae.encoding import Weights, kronecker_latents, pre_activations
 from microtome.sae.passing import Passed, step
 
 TANH_SLOPE = 4.0
 """How fast ``penalty="tanh"`` saturates."""
 
-AUX_ENTRIES = 2**19
+AUX_ENTRIES = 2**17
 """Entries (row, dead latent) that AuxK looks at in a batch; with more dead latents, fewer rows."""
 
 
@@ -90,12 +90,13 @@ def loss(
     revived: dict[str, Tensor] = {}
     if dead is not None and len(dead) and config.aux:
         own, numbers = weights, dead
+        alone = ("W_enc", "W_dec", "b_enc", "b_gate") if _separable(make) else ("W_dec",)
+        revived = {n: weights[n].detach()[dead].requires_grad_() for n in alone if n in weights}
         if _separable(make):
-            names = [n for n in ("W_enc", "W_dec", "b_enc", "b_gate") if n in weights]
-            revived = {n: weights[n].detach()[dead].requires_grad_() for n in names}
             own, numbers = {**weights, **revived}, torch.arange(len(dead), device=dead.device)
         aux_k = config.aux_k or max(1, make.d_out // 2)
-        parts["aux"] = config.aux * aux_loss(make, own, inputs, errors, numbers, aux_k)
+        found = aux_loss(make, own, inputs, errors, numbers, aux_k, revived["W_dec"])
+        parts["aux"] = config.aux * found
     total = torch.stack(list(parts.values())).sum()
     kept = {name: value.detach() for name, value in parts.items()}
     return Loss(total, kept, errors, dead, revived)
@@ -134,7 +135,13 @@ def _gate_error(
 
 
 def aux_loss(
-    make: Architecture, weights: Weights, inputs: Tensor, errors: Tensor, dead: Tensor, aux_k: int
+    make: Architecture,
+    weights: Weights,
+    inputs: Tensor,
+    errors: Tensor,
+    dead: Tensor,
+    aux_k: int,
+    directions: Tensor | None = None,
 ) -> Tensor:
     """Return the share of the error's variance that dead latents leave (AuxK, Gao et al., 2024).
 
@@ -149,14 +156,17 @@ def aux_loss(
         errors: ``[row, d_out]``, a constant.
         dead: Numbers of the dead latents.
         aux_k: Latents of a row that take part.
+        directions: The decoder's rows of the dead latents, taken from it unless given.
     """
     count = max(16, AUX_ENTRIES // len(dead))
     inputs, errors = inputs[:count], errors[:count]
+    centered = inputs - weights["b_dec"].detach() if make.center else inputs
     if _separable(make):
-        centered = inputs - weights["b_dec"].detach() if make.center else inputs
         encoder = weights["W_dec"] if make.encoder == "tied" else weights["W_enc"]
         pre = centered @ encoder[dead].T
         pre = pre + weights["b_gate" if make.activation == "gated" else "b_enc"][dead]
+    elif make.kronecker is not None:
+        pre = kronecker_latents(make.kronecker, weights, centered, dead)
     else:
         fixed = {n: w.detach() if n == "b_dec" else w for n, w in weights.items()}
         pre = pre_activations(make, fixed, inputs)[:, dead]
@@ -165,7 +175,7 @@ def aux_loss(
     if aux_k < len(dead):
         top = values.topk(aux_k, dim=1, sorted=False).indices
         values = values * torch.zeros_like(values).scatter(1, top, 1.0)
-    guess = values @ weights["W_dec"][dead]
+    guess = values @ (weights["W_dec"][dead] if directions is None else directions)
     spread = (errors - errors.mean(0)).square().sum()
     return (errors - guess).square().sum() / spread.clamp_min(1e-12)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from microtome.sae.coder import SAE, reach_mask
+from microtome.sae.coder import SAE, reach_mask, skip_mask
 
 if TYPE_CHECKING:
     from microtome.sae.config import Config
@@ -30,8 +30,9 @@ class Optimizer:
     def __init__(self, coder: SAE, config: Config) -> None:
         self.config = config
         self.weights = trained_weights(coder)
-        mask = reach_mask(coder.architecture)
-        self._mask = None if mask is None else mask.to(coder.weights["W_dec"].device)
+        make, device = coder.architecture, coder.weights["W_dec"].device
+        masks = {"W_dec": reach_mask(make), "W_skip": skip_mask(make)}
+        self._masks = {name: mask.to(device) for name, mask in masks.items() if mask is not None}
         self._adam = torch.optim.Adam(
             list(self.weights.values()), lr=0.0, betas=config.betas, fused=True
         )
@@ -46,12 +47,12 @@ class Optimizer:
         Returns:
             Norm of the gradient before it was cut. Where it is not finite nothing was changed.
         """
+        for name, mask in self._masks.items():
+            if (gradient := self.weights[name].grad) is not None:
+                gradient.mul_(mask)
         decoder = self.weights["W_dec"]
-        if decoder.grad is not None:
-            if self._mask is not None:
-                decoder.grad.mul_(self._mask)
-            if self.config.unit_norm:
-                _remove_along(decoder.grad, decoder)
+        if decoder.grad is not None and self.config.unit_norm:
+            _remove_along(decoder.grad, decoder)
         gradients = [w.grad for w in self.weights.values() if w.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if norm <= LARGEST:  # false for NaN, too

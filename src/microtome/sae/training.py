@@ -19,13 +19,12 @@ from torch import Tensor
 
 from microtome.core.progress import Progress, quiet
 from microtome.core.provenance import collect
-from microtome.errors import ConfigError, DataError, TrainingError, UsageError
-from microtome.sae.architecture import COUNTED, Architecture
+from microtome.errors import ConfigError, DataError, TrainingError
+from microtome.sae.architecture import Architecture
 from microtome.sae.checkpoints import FILE, Checkpoint, damaged
 from microtome.sae.coder import SAE, Origin
 from microtome.sae.config import Config
 from microtome.sae.dead import DeadCounter, resample
-from microtome.sae.estimation import Precision, fastest_precision
 from microtome.sae.finishing import Measured, finish
 from microtome.sae.losses import loss
 from microtome.sae.metrics import MetricsFile, Tally
@@ -35,17 +34,17 @@ from microtome.sae.passing import forward
 from microtome.sae.results import TrainingSummary
 from microtome.sae.scaling import Scaling
 from microtome.sae.selection import Selector
+from microtome.sae.starting import (
+    initial_coder,
+    keep_freed_memory,
+    selecting_precision,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from microtome.sae.activations import Activations
     from microtome.sae.harvesting.documents import Text
     from microtome.tracing.sites import Site
-
-ENCODER_START = 0.1
-"""Norm of an encoder's rows at the start where latents compete to be counted.
-
-Which are counted does not depend on it, but how fast they turn does: Adam's steps have a size of
-their own. And the sum of many latents that are not yet apart does not overshoot."""
 
 SUMMARY = "training.json"
 """File of the summary in a run's folder."""
@@ -118,13 +117,13 @@ def train(
         (176, 32, ('blocks.0.mlp.out',))
     """
     place = None if folder is None else Path(folder)
-    chosen = _settings(config)  # before a harvest that may take hours
+    chosen = settings_of(config)  # before a harvest that may take hours
     wanted = Wanted(site, sources, targets)
     reading = Reading(text, tokens, context, None if shards is None else Path(shards), place)
     with opened(data, wanted, reading, progress=progress) as given:
         run = _Run(given.activations, chosen, given.sources, given.targets, place)
         run.restore()
-        _keep_freed_memory()
+        keep_freed_memory()
         run.train(progress, watch, checkpoint_seconds)
         measured = finish(
             run.coder, run.selector, run.scaling, run.config,
@@ -172,10 +171,10 @@ class _Run:
         self.peak_lr = config.peak_lr(self.make.d_sae, self.steps)
         means = {site: activations.mean(site).float()[None] for site in targets}
         self.mean = self.scaling.outputs(means, targets, config.device)[0]
-        self.coder = _initial(self.make, config, self.mean)
+        self.coder = initial_coder(self.make, config, self.mean)
         self.optimizer = Optimizer(self.coder, config)
         self.counter = DeadCounter(self.make.d_sae, config.dead_rows(self.steps), config.device)
-        self.selector = Selector(_selecting(config))
+        self.selector = Selector(selecting_precision(config))
         self.selected_in = self.selector.precision
         self.step, self.tally, self.clock = 0, Tally(), _Clock()
         self.undo: dict[str, Any] | None = self.selector.state()  # None while a step is half done
@@ -389,59 +388,3 @@ class _Run:
             summary.save(self.folder / SUMMARY)
         self.coder.summary = summary
         return self.coder
-
-
-def _initial(make: Architecture, config: Config, mean: Tensor) -> SAE:
-    coder = SAE(make, seed=config.seed).to(config.device)
-    with torch.no_grad():
-        coder.weights["b_dec"].copy_(mean)
-        if make.activation == "jumprelu":
-            coder.weights["threshold"].fill_(config.threshold)
-        if make.activation in COUNTED and make.encoder != "tied":
-            for name in coder.weights.keys() & {"W_enc", "W_left", "W_right"}:
-                coder.weights[name].mul_(ENCODER_START)
-    return coder
-
-
-def _settings(config: Config | None) -> Config:
-    """Return the settings, which have a device that can compute.
-
-    Raises:
-        UsageError: They are none.
-        ConfigError: The device cannot be used.
-    """
-    chosen = Config() if config is None else config
-    if not isinstance(chosen, Config):
-        raise UsageError(
-            f"config is {type(chosen).__name__}, {str(chosen)[:60]!r}; expected a Config such as "
-            "Config(k=16); the text that a model reads is text="
-        )
-    _require_device(chosen.device)
-    return chosen
-
-
-def _require_device(device: str) -> None:
-    """Refuse a device that does not exist or cannot compute, before anything is read."""
-    try:
-        torch.zeros((), device=torch.device(device)).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(
-            f"device is {device!r}, which cannot be used ({str(error).splitlines()[0]}); expected "
-            "cpu, or cuda where torch sees a GPU"
-        ) from error
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what a step frees for the next one, where it is glibc.
-
-    Memory that is fresh from the system costs as much as the gradients that are written to it. How
-    much glibc keeps follows from the largest block that was ever freed, up to 32 MiB; this one is
-    never touched.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-def _selecting(config: Config) -> Precision:
-    if config.precision == "auto":
-        return fastest_precision(config.device)
-    return config.precision

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from microtome.errors import MetricError, SiteError
-from microtome.tracing.instrument import sites_of
 from microtome.tracing.interventions import Intervention
-from microtome.tracing.sites import Site, at
+from microtome.tracing.sites import Site, at, sites_of
 from microtome.tracing.turns import turn
 
 if TYPE_CHECKING:

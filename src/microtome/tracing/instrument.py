@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -382,20 +382,3 @@ def listed(interventions: Iterable[Intervention]) -> list[Intervention]:
             f"{type(wrong[0] if wrong else interventions).__name__}."
         )
     return given
-
-
-def sites_of(wanted: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
-    """Return sites for a name, a site, or a sequence of either.
-
-    Raises:
-        UsageError: If it is anything else.
-    """
-    from microtome.tracing.sites import at
-
-    if not isinstance(wanted, Site | Iterable):
-        raise UsageError(
-            f"Sites are a name, a site or a list of them; got {type(wanted).__name__}. Give () for "
-            "none."
-        )
-    items = [wanted] if isinstance(wanted, str | Site) else list(wanted)
-    return tuple(at(item) for item in items)

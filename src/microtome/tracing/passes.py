@@ -14,10 +14,11 @@ from microtome.tracing.attachments import fingerprints
 from microtome.tracing.call import Call
 from microtome.tracing.condition import training_part
 from microtome.tracing.forward import forward_arguments, is_text_batch, kept_logits, plain_batch
-from microtome.tracing.instrument import Instrument, sites_of
+from microtome.tracing.instrument import Instrument
 from microtome.tracing.interventions import Intervention
 from microtome.tracing.positions import of_batch
 from microtome.tracing.prompts import Prompts
+from microtome.tracing.sites import sites_of
 from microtome.tracing.trace import Trace
 from microtome.tracing.turns import turn
 

@@ -24,10 +24,11 @@ from microtome.tracing.arguments import Rows, argument_facts, cut, for_rows
 from microtome.tracing.call import Call
 from microtome.tracing.catalog import require_anatomy
 from microtome.tracing.forward import forward_arguments
-from microtome.tracing.instrument import Instrument, sites_of
+from microtome.tracing.instrument import Instrument
 from microtome.tracing.interventions import Intervention
 from microtome.tracing.passes import require_eval
 from microtome.tracing.positions import Positions, of_batch
+from microtome.tracing.sites import sites_of
 from microtome.tracing.suffix import (
     KeptKeys,
     Keys,

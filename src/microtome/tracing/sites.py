@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from microtome.errors import SelectorError, SiteError, nearest
+from microtome.errors import SelectorError, SiteError, UsageError, nearest
 from microtome.tracing.indices import Index, as_index, index_text, parse_index, resolve_index
 from microtome.tracing.vocabulary import (
     BLOCK_SITES,
@@ -239,6 +239,21 @@ def at(
         site = replace(site, **{key: as_index(value, key)})  # type: ignore[arg-type]
     _check_selectors(site)
     return site
+
+
+def sites_of(wanted: str | Site | Sequence[str | Site]) -> tuple[Site, ...]:
+    """Return sites for a name, a site, or a sequence of either.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    if not isinstance(wanted, Site | Iterable):
+        raise UsageError(
+            f"Sites are a name, a site or a list of them; got {type(wanted).__name__}. Give () for "
+            "none."
+        )
+    items = [wanted] if isinstance(wanted, str | Site) else list(wanted)
+    return tuple(at(item) for item in items)
 
 
 def parse(text: str) -> Site:

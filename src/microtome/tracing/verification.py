@@ -16,8 +16,7 @@ from microtome.models.compare import tolerance
 from microtome.models.discovery import plain_call, probe_tokens
 from microtome.tracing.catalog import SiteInfo, require_anatomy
 from microtome.tracing.identities import check_identities
-from microtome.tracing.instrument import sites_of
-from microtome.tracing.sites import at
+from microtome.tracing.sites import at, sites_of
 from microtome.tracing.writes import check_writes
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from microtome.views import numbers
 from microtome.views.glyphs import visible_token
 from microtome.views.markup import Markup, harmless, tag
 from microtome.views.palette import shade
+from microtome.views.prose import inline
 from microtome.views.table import Cell, Table
 from microtome.views.view import View
 
@@ -156,7 +157,7 @@ class Browser(View):
     def table(self) -> Table:
         """Return one row for each of the first items."""
         rows: list[list[Cell]] = [
-            [str(item.number), *map(self._cell, item.cells, self.columns), item.words]
+            [str(item.number), *map(self._cell, item.cells, self.columns), inline(item.words)]
             for item in self.items[:SHOWN]
         ]
         left = len(self.items) - len(rows)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from microtome.sae.architecture import Architecture
 from microtome.sae.coder import SAE
+from microtome.sae.encoding import pre_activations
 
 RANDOM_STREAM = "baseline"
 
@@ -36,12 +37,14 @@ def random_dictionary(
         k=min(max(1, k), made.d_sae),
         sources=made.sources,
         targets=made.targets,
+        reach=made.reach,
         center=made.center,
     )
     baseline = SAE(make, seed=seed, origin=coder.origin)
     baseline.weights["b_dec"].copy_(mean)
     if not make.center:
-        baseline.weights["b_enc"].copy_(-(baseline.weights["W_enc"] @ source_mean))
+        at_mean = pre_activations(make, baseline.weights, source_mean.float()[None])[0]
+        baseline.weights["b_enc"].copy_(-at_mean)
     return baseline.to(coder.weights["b_dec"])
 
 

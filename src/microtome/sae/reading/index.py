@@ -75,7 +75,7 @@ class LatentIndex:
     ids: NDArray[np.int32]
     contexts: NDArray[np.int64]
     documents: NDArray[np.int32]
-    special: NDArray[np.bool_]
+    special: np.ndarray
     by_token: Sparse
     by_latent: Sparse
     d_sae: int

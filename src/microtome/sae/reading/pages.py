@@ -16,6 +16,7 @@ from microtome.sae.reading.relations import (
     Relation,
     co_occurring,
     correlated,
+    foretells,
     logit_effects,
     neighbors,
 )
@@ -164,7 +165,8 @@ class Dashboard:
         shown = quantile_examples(self.index, number, per_bin=3)
         titles = {e.quantile: f"From the {BANDS[e.quantile or 0]} of its range" for e in shown}
         named = [(e, titles.pop(e.quantile, "")) for e in shown]
-        return [*blocks, _strips([e for e, _ in named], titles=[title for _, title in named])]
+        strips = _strips([e for e, _ in named], titles=[title for _, title in named])
+        return [*blocks, Heading("From weak to strong"), strips]
 
     def _writes(self, number: int) -> list[Block]:
         try:
@@ -184,9 +186,10 @@ class Dashboard:
             for a, b in zip(up, down, strict=True)
         ]
         edges, counts = binned(effects.tolist())
+        share = foretells(self.index, number, effects)
         return [
             "Its direction through the unembedding, with the mean over tokens taken away: the "
-            "direct path only, before the final norm's scale.",
+            "direct path only, before the final norm's scale. " + _foretold(share),
             Table(("token", "raised by", "token ", "lowered by"), rows),
             Histogram(edges, counts, "effect of one unit on a logit", "tokens", category=1),
         ]
@@ -246,6 +249,16 @@ def _intruder(share: float) -> str:
     return (
         f"The intruder test, which needs no explanation, finds the odd context among five in "
         f"{share:.0%} of the cases; chance is 20 %."
+    )
+
+
+def _foretold(share: float) -> str:
+    """Return whether what a latent raises comes next, in words."""
+    if np.isnan(share):
+        return ""
+    return (
+        "Tokens that come next where it is active are told from those that come next elsewhere by "
+        f"this effect with an area under the ROC curve of {share:.2f}; 0.5 is chance."
     )
 
 

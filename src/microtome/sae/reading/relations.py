@@ -14,6 +14,7 @@ from torch import Tensor
 
 from microtome.errors import ConfigError, EmptyDataError, ModelSupportError, SelectorError
 from microtome.sae.reading.index import LatentIndex
+from microtome.sae.reading.trials import auc
 
 if TYPE_CHECKING:
     from microtome.sae.coder import SAE
@@ -139,6 +140,34 @@ def logit_table(model: Model, coder: SAE, latents: Sequence[int]) -> Tensor:
         )
     effects = last.to(unembedding) @ unembedding
     return effects - effects.mean(1, keepdim=True)
+
+
+def foretells(index: LatentIndex, latent: int, effects: NDArray[np.floating]) -> float:
+    """Return whether the tokens that a latent raises are those that come next.
+
+    The area under the ROC curve of telling tokens that follow its activity from those that follow
+    elsewhere by what it adds to their logits; 0.5 is chance, NaN where it cannot be told.
+
+    Args:
+        index: The index.
+        latent: Number of the latent.
+        effects: What one unit of it adds to each logit ``[vocab]``, see :func:`logit_effects`.
+
+    Raises:
+        SelectorError: There is no such latent.
+        EmptyDataError: It is never active.
+    """
+    positions, values = index.require_active(latent)
+    active = np.zeros(len(index.ids), dtype=np.float64)
+    active[positions] = np.sign(values)
+    inside = np.diff(index.context_ids) == 0
+    inside &= ~index.special[:-1] & ~index.special[1:]
+    here = active[:-1][inside]
+    raised = effects[index.ids[1:][inside]]
+    # A negative activation lowers what a positive one raises.
+    raised = np.where(here < 0, -raised, raised)
+    told = here != 0
+    return auc(raised, told) if 0 < told.sum() < len(told) else float("nan")
 
 
 def correlated(index: LatentIndex, latent: int, other: LatentIndex, *, n: int = 10) -> Relation:

@@ -92,8 +92,9 @@
       shown = items.filter((item) => asked.every((word) => item.found.includes(word)));
       if (order.key !== -1) shown = [...shown].sort(compare);
       for (const button of head.children) {
-        if (Number(button.dataset.key) === order.key) button.setAttribute("aria-sort", order.down ? "descending" : "ascending");
-        else button.removeAttribute("aria-sort");
+        const sorted = Number(button.dataset.key) === order.key && (order.down ? "descending" : "ascending");
+        button.dataset.sort = sorted || "";
+        button.setAttribute("aria-label", `${button.textContent}, ${sorted ? `sorted ${sorted}` : "sort"}`);
       }
       count.textContent = `${shown.length.toLocaleString("en").replaceAll(",", " ")} of ${items.length.toLocaleString("en").replaceAll(",", " ")} ${name}s`;
       rows.scrollTop = 0;
@@ -263,6 +264,10 @@
 
   for (const root of document.querySelectorAll("[data-browser]")) {
     if (typeof DecompressionStream === "undefined") break;
-    unpacked(root.querySelector(".mt-browser-data").textContent).then((data) => browse(root, data));
+    // The plain table keeps its place, unseen, until the list stands there: nothing flashes.
+    root.classList.add("waiting");
+    unpacked(root.querySelector(".mt-browser-data").textContent)
+      .then((data) => browse(root, data))
+      .finally(() => root.classList.remove("waiting"));
   }
 })();
