@@ -285,8 +285,13 @@ def test_wrong_usage() -> None:
         latent_edge_support(model, examples, nodes=[f"{FIRST}[latent=99]"])
     with pytest.raises(UnknownNameError, match="is no latent"):
         latent_edge_support(model, examples, nodes=[f"{FIRST}.error"])
-    with pytest.raises(ConfigError, match="nodes=0"):
-        latent_edge_support(model, examples, nodes=0)
+    with pytest.raises(UnknownNameError, match="is no latent"):
+        exact_latent_edges(model, examples, nodes=[f"{FIRST}[latent=2][pos=1]"])
+    for nodes in (0, True, 2.5, f"{FIRST}[latent=2]"):
+        with pytest.raises(ConfigError, match="nodes="):
+            latent_edge_support(model, examples, nodes=nodes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"steps=1\.5"):
+        latent_edge_support(model, examples, nodes=1, steps=1.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="steps=0"):
         latent_edge_support(model, examples, nodes=APART, steps=0)
     with pytest.raises(ConfigError, match="only latent-edge"):

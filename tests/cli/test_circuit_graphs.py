@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from microtome.circuits import exchange
 from microtome.cli.app import app
-from microtome.errors import MicrotomeError
+from microtome.errors import FormatError, MicrotomeError
 from microtome.sae import SAE, Architecture, Origin, save
 
 PROMPT = "data = 'value"
@@ -68,6 +68,17 @@ def test_json_says_what_the_exported_file_does(
     assert read.prompt == found["prompt"]
     kinds = {node["kind"] for node in found["nodes"]}
     assert kinds == {"embedding", "error", "latent", "logit"}
+
+
+@pytest.mark.parametrize("content", ['{"block0/latent3": "a"}', '{"0/3": null}', '{"0/3": 5}'])
+def test_labels_that_can_name_no_latent_are_refused(
+    folders: Folders, content: str, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text(content)
+    options = ("--coder", folders.across, "--labels", str(labels))
+    said = refused(FormatError.code, folders.model, PROMPT, *options)
+    assert "expected a text by block and latent" in said
 
 
 def test_page_and_picture(folders: Folders, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from microtome.cli.app import app
 from microtome.errors import MicrotomeError
-from microtome.sae import load
+from microtome.sae import Origin, load, save
 
 SITE = ("--site", "blocks.0.mlp.in->blocks.0.mlp.out")
 SMALL = ("--k", "4", "--latents", "48", "--batch-size", "64", "--threads", "1")
@@ -67,6 +67,11 @@ def test_seeds_are_compared(folder: Path, text: Path, tmp_path: Path) -> None:
     facts = json.loads(call(*given, command="stability").stdout)
     assert len(facts["pairs"]) == len(facts["in_all"]) == 2
     assert 0 < facts["pairs"][0]["mmcs"] < 1 and (tmp_path / "s.json").is_file()
+    elsewhere = load(places[1])
+    elsewhere.origin = Origin(("blocks.1.mlp.in",), ("blocks.1.mlp.out",))
+    given[1] = save(elsewhere, tmp_path / "elsewhere")
+    error = call(*given, command="stability").exception
+    assert isinstance(error, MicrotomeError) and "blocks.0.mlp.in and blocks.1.mlp.in" in str(error)
     error = call(places[0], command="stability").exception
     assert isinstance(error, MicrotomeError) and "at least two" in str(error)
 

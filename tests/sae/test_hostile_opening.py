@@ -19,6 +19,7 @@ from microtome.errors import (
     PromptError,
     ShapeError,
     SiteError,
+    UsageError,
 )
 from microtome.sae import SAE, Architecture, Config, absorption, disentanglement, stability, train
 from microtome.sae.coder import Origin
@@ -65,6 +66,19 @@ def test_text_and_sites_that_are_none(
 ) -> None:
     with pytest.raises(error, match=message):
         train(model, CONFIG, **{"site": SITE, **given})
+
+
+def test_what_is_no_config_or_device_is_refused_before_a_harvest(
+    model: Model, tmp_path: Path
+) -> None:
+    for config, error, message in (
+        ("corpus.txt", UsageError, "config is str, 'corpus.txt'"),
+        ({"k": 4}, UsageError, "config is dict"),
+        (Config(device="cuda:99"), ConfigError, "cuda:99"),
+    ):
+        with pytest.raises(error, match=message):
+            train(model, config, site=SITE, text=TEXTS, folder=tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_prompt_with_half_a_pair_is_refused(model: Model) -> None:

@@ -164,9 +164,20 @@ def test_batches_of_other_tools_are_read_and_damaged_ones_refused(
 def test_a_coder_without_one_layer_needs_it_told(
     model: Model, coder: SAE, read: LatentIndex, tmp_path: Path
 ) -> None:
-    embedding = SAE(coder.architecture, origin=Origin(("embed.token",), (SITE,)))
+    embedding = SAE(coder.architecture, seed=1, origin=Origin(("embed.token",), (SITE,)))
     with pytest.raises(ConfigError, match="give the layer"):
         export(model, embedding, read, tmp_path / "a", place=PLACE)
     with pytest.raises(ConfigError, match="batch=0"):
         export(model, coder, read, tmp_path / "a", place=PLACE, batch=0)
     assert not (tmp_path / "a").exists()
+
+
+def test_an_index_of_another_coder_is_refused(
+    model: Model, coder: SAE, read: LatentIndex, tmp_path: Path
+) -> None:
+    for latents, seed in ((301, 1), (300, 2)):
+        make = Architecture(coder.d_in, latents, activation="topk", k=4)
+        other = SAE(make, seed=seed, origin=coder.origin)
+        with pytest.raises(ConfigError, match="index is of another coder, with 300 latents"):
+            export(model, other, read, tmp_path / "batches", place=PLACE)
+    assert not (tmp_path / "batches").exists()

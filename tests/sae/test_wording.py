@@ -263,3 +263,8 @@ def test_answers_are_read_line_by_line_and_each_by_its_own_field(tmp_path: Path)
     for question in (b, d):
         with pytest.raises(DataError, match=f"answer to {question.id} is .*; expected a text"):
             recorded.texts([question])
+    path.write_text(path.read_text() + "\n" + json.dumps(rows[1]))  # said twice
+    assert Recorded.load(path).margins([b]).tolist() == [1.5]
+    path.write_text(path.read_text() + "\n" + json.dumps({"id": "b", "margin": -1}))
+    with pytest.raises(DataError, match="line 6: b was answered otherwise before"):
+        Recorded.load(path)

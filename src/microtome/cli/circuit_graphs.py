@@ -76,7 +76,6 @@ def graph(
     Example: microtome circuit graph python-code "x = 'abc" --coder transcoders --out graph.html
     """
     from microtome.circuits import exchange, latent_graph
-    from microtome.circuits.exchange.files import read_json
     from microtome.cli.bars import Bars
     from microtome.cli.places import check_file
 
@@ -84,7 +83,7 @@ def graph(
         if path is not None:
             check_file(path)
     kind = _kind(out)
-    known = {} if labels is None else {k: str(v) for k, v in read_json(labels).items()}
+    known = {} if labels is None else _labels(labels)
     opened = _attached(open_model(model, device, dtype, threads), _coders(coders))
     with Bars() as bars:
         whole = latent_graph(
@@ -110,6 +109,24 @@ def _kind(out: Path | None) -> str:
     if out is not None and out.suffix.lower() not in (".html", ".svg"):
         raise UsageError(f"--out is {str(out)!r}; expected a file that ends in .html or .svg")
     return "" if out is None else out.suffix.lower()
+
+
+def _labels(path: Path) -> dict[str, str]:
+    """Read what latents stand for; a name that no latent can have is a mistake."""
+    import re
+
+    from microtome.circuits.exchange.files import read_json
+    from microtome.errors import FormatError
+
+    found: dict[str, str] = {}
+    for name, text in read_json(path).items():
+        if not re.fullmatch(r"\d+/\d+", name) or not isinstance(text, str):
+            raise FormatError(
+                f"{path} says {text!r} of {name!r}; expected a text by block and latent, such as "
+                '{"2/17": "an open quote"}'
+            )
+        found[name] = text
+    return found
 
 
 def _coders(given: Sequence[Path]) -> list[SAE]:

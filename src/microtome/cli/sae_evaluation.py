@@ -185,7 +185,7 @@ def stability(
         check_file(out)
     use_threads(threads)
     loaded = [load(place) for place in coders]
-    sample = None if activations is None else _rows(activations, loaded[0])
+    sample = None if activations is None else _rows(activations, loaded)
     found = compared(loaded, names=list(map(str, coders)), sample=sample, at=at, seed=seed)
     if out is not None:
         found.save(out)
@@ -207,8 +207,8 @@ def stability(
     say(f"Found in all others at a cosine above {at:g}: {shares}; at random {random:.1f} %.")
 
 
-def _rows(folder: Path, coder: SAE, count: int = 20_000) -> Tensor:
-    """Return rows of harvested activations as a coder takes them."""
+def _rows(folder: Path, coders: list[SAE], count: int = 20_000) -> Tensor:
+    """Return rows of harvested activations as coders of one site take them."""
     import contextlib
 
     import torch
@@ -217,7 +217,13 @@ def _rows(folder: Path, coder: SAE, count: int = 20_000) -> Tensor:
     from microtome.sae import ActivationStore
 
     store = ActivationStore(folder)
-    sites = coder.origin.sources
+    sites = coders[0].origin.sources
+    others = {coder.origin.sources for coder in coders} - {sites, ()}
+    if others:
+        raise UsageError(
+            f"the coders read {', '.join(sites)} and {', '.join(min(others))}; activations of one "
+            "do not say which latents of the other are active: leave --activations out"
+        )
     if not sites or not set(sites) <= set(store.sites):
         raise UsageError(
             f"{folder} holds {', '.join(store.sites)} and the coder reads "

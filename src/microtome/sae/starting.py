@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from microtome.errors import ConfigError
+from microtome.errors import ConfigError, UsageError
 from microtome.sae.architecture import COUNTED, Architecture
 from microtome.sae.coder import SAE
 from microtome.sae.config import Config
@@ -35,6 +35,23 @@ def initial_coder(make: Architecture, config: Config, mean: Tensor) -> SAE:
             for name in coder.weights.keys() & {"W_enc", "W_left", "W_right"}:
                 coder.weights[name].mul_(ENCODER_START)
     return coder
+
+
+def settings_of(config: Config | None) -> Config:
+    """Return the settings of a run, which have a device that can compute.
+
+    Raises:
+        UsageError: They are none.
+        ConfigError: The device cannot be used.
+    """
+    chosen = Config() if config is None else config
+    if not isinstance(chosen, Config):
+        raise UsageError(
+            f"config is {type(chosen).__name__}, {str(chosen)[:60]!r}; expected a Config such as "
+            "Config(k=16); the text that a model reads is text="
+        )
+    require_device(chosen.device)
+    return chosen
 
 
 def require_device(device: str) -> None:

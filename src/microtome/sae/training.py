@@ -37,8 +37,8 @@ from microtome.sae.selecting.selection import Selector
 from microtome.sae.starting import (
     initial_coder,
     keep_freed_memory,
-    require_device,
     selecting_precision,
+    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -117,10 +117,11 @@ def train(
         (176, 32, ('blocks.0.mlp.out',))
     """
     place = None if folder is None else Path(folder)
+    chosen = settings_of(config)  # before a harvest that may take hours
     wanted = Wanted(site, sources, targets)
     reading = Reading(text, tokens, context, None if shards is None else Path(shards), place)
     with opened(data, wanted, reading, progress=progress) as given:
-        run = _Run(given.activations, config or Config(), given.sources, given.targets, place)
+        run = _Run(given.activations, chosen, given.sources, given.targets, place)
         run.restore()
         keep_freed_memory()
         run.train(progress, watch, checkpoint_seconds)
@@ -156,7 +157,6 @@ class _Run:
     ) -> None:
         self.activations, self.config, self.folder = activations, config, folder
         self.sources, self.targets = sources, targets
-        require_device(config.device)
         if not sources or not targets:
             raise ConfigError(
                 f"sources are {sources} and targets {targets}; expected at least one site each"

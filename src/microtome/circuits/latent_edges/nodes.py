@@ -170,7 +170,8 @@ def _by_site(names: Iterable[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for name in names:
         site = at(name)
-        if not is_latents(site.name) or not isinstance(site.latent, tuple):
+        placed = site.pos is not None or site.table is not None
+        if placed or not is_latents(site.name) or not isinstance(site.latent, tuple):
             raise UnknownNameError(
                 f"{name!r} is no latent; expected a name such as blocks.0.resid_post/sae[latent=5]."
             )

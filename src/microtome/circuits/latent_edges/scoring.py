@@ -6,7 +6,7 @@ it with all other nodes held, times the slope of the metric at the target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,8 +81,8 @@ def latent_edge_support(
         UnknownNameError: If a latent does not exist.
         MetricError: If the metric needs several rows for an example.
     """
-    if steps < 1:
-        raise ConfigError(f"steps={steps}; expected at least 1.")
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"steps={steps}; expected a whole number, at least 1.")
     check_ablation(ablation)
     chosen = single_row(metric, "Attribution of edges between latents")
     found = _nodes(model, examples, nodes, metric, ablation, reference)
@@ -143,6 +143,8 @@ def _nodes(
     reference: Examples | None,
 ) -> LatentNodes:
     """Return the nodes: latents by name, or the most supportive ones."""
+    if isinstance(nodes, bool | str) or not isinstance(nodes, int | Iterable):
+        raise ConfigError(f"nodes={nodes!r}; expected a number, or a list of latents' names.")
     if not isinstance(nodes, int):
         return LatentNodes.of(model, nodes)
     if nodes < 1:

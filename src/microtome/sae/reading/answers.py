@@ -226,7 +226,8 @@ class Recorded:
         """Read JSON lines, ``{"id": ..., "answer": ...}`` or ``{"id": ..., "margin": ...}``.
 
         Raises:
-            DataError: The file cannot be read, or a line is not of this form.
+            DataError: The file cannot be read, a line is not of this form, or a question has two
+                answers.
         """
         place = Path(path)
         try:
@@ -245,8 +246,13 @@ class Recorded:
                     f'{place}, line {number}: expected {{"id": ..., "answer": ...}}; got '
                     f"{line[:60]!r}"
                 ) from None
-            if given != (None, None):  # a question that nobody answered yet
-                found[str(name)] = row
+            if given == (None, None):  # a question that nobody answered yet
+                continue
+            before = found.setdefault(str(name), row)
+            if (before.get("answer"), before.get("margin")) != given:
+                raise DataError(
+                    f"{place}, line {number}: {name} was answered otherwise before; give one answer"
+                )
         return Recorded(found, place.name)
 
     def missing(self, questions: Sequence[Question]) -> list[Question]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from microtome.core.hashing import sha256_arrays
 from microtome.core.progress import Progress, quiet
 from microtome.errors import ConfigError, FormatError
 from microtome.sae.formats.parts import read_json, want
@@ -91,12 +92,14 @@ def export(
         progress: Told how many latents are written.
 
     Raises:
-        ConfigError: A number is out of range, or the layer is not known.
+        ConfigError: A number is out of range, the layer is not known, or the index is of another
+            coder.
         ModelSupportError: The model has no unembedding, or the coder does not write to the stream.
         OutputError: The folder could not be written.
     """
     if batch < 1:
         raise ConfigError(f"batch={batch}; expected 1 or more")
+    _require_own(index, coder)
     chosen = range(index.d_sae) if latents is None else sorted(set(latents))
     alive = [n for n in chosen if len(index.positions(n)[0])]
     layer = place.layer if place.layer is not None else _layer(coder)
@@ -252,6 +255,17 @@ class _Writer:
             )
             for e, low, high, share in rows
         ]
+
+
+def _require_own(index: LatentIndex, coder: SAE) -> None:
+    """Refuse a coder whose latents are not those of the index."""
+    known = index.details.get("coder")
+    own = sha256_arrays({name: weight.detach() for name, weight in coder.weights.items()})
+    if index.d_sae != coder.d_sae or (known and known != own):
+        raise ConfigError(
+            f"the index is of another coder, with {index.d_sae} latents; this one has "
+            f"{coder.d_sae} and other weights: index the text with it"
+        )
 
 
 def _layer(coder: SAE) -> int:
