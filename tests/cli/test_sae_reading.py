@@ -95,6 +95,8 @@ def test_convert_writes_what_can_be_written(coder: Path, tmp_path: Path) -> None
     run("sae", "convert", coder, "--to", "saelens", "-o", tmp_path / "s")
     x = torch.randn(5, load(coder).d_in)
     torch.testing.assert_close(load(tmp_path / "s")(x), load(coder)(x))
+    pages = run("sae", "convert", coder, "--to", "neuronpedia", "-o", tmp_path / "n", code=2)
+    assert "sae show" in str(pages.exception) and not (tmp_path / "n").exists()
     refused = run("sae", "convert", coder, "--to", "gemma-scope", "-o", tmp_path / "g", code=2)
     assert "JumpReLU" in str(refused.exception)
     assert not (tmp_path / "g").exists()

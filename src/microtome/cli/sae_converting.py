@@ -27,8 +27,14 @@ def convert(
     Example: microtome sae convert SAE --to saelens -o FOLDER
     """
     from microtome.cli.places import check_folder
+    from microtome.errors import UsageError
     from microtome.sae import load, save
 
+    if to == "neuronpedia":
+        raise UsageError(
+            "Neuronpedia takes what latents do on texts, not weights: "
+            "microtome sae show MODEL CODER TEXTS --neuronpedia FOLDER"
+        )
     check_folder(out)
     loaded = load(coder)
     place = save(loaded, out, format=to, dtype=stored)

@@ -112,8 +112,8 @@ class Reading:
         given = [name for name in names if getattr(self, name) is not None]
         if given:
             raise UsageError(
-                f"{' and '.join(given)} say what a model reads and where that is kept; give the "
-                "model as the first argument, or leave them out: these activations are there "
+                f"{' and '.join(given)} given without a model, whose reading they describe; give "
+                "the model as the first argument, or leave them out: these activations are there "
                 "already"
             )
 
