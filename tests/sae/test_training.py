@@ -293,7 +293,7 @@ def test_encoders_begin_small_where_latents_are_counted(
     x, _ = rows()
     config = Config(d_sae=24, steps=1, lr=1e-12, **changes)
     run = train(ActivationStore.of(x), config)
-    found = run.sae.weights["W_dec" if "encoder" in changes else "W_enc"].norm(dim=1)
+    found = run.weights["W_dec" if "encoder" in changes else "W_enc"].norm(dim=1)
     torch.testing.assert_close(found, torch.full((24,), norm), rtol=1e-4, atol=0)
 
 
