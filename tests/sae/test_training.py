@@ -15,12 +15,13 @@ from microtome.errors import ConfigError, UnknownNameError
 from microtome.sae import SAE, ActivationStore, Architecture, Config, train
 from microtome.sae import coder as coder_module
 from microtome.sae.coder import reach_mask
-from microtome.sae.config import PENALTIES
+from microtome.sae.config import PENALTIES, Asked
 from microtome.sae.dead import DeadCounter, resample
 from microtome.sae.losses import aux_loss, loss
 from microtome.sae.metrics import Tally
 from microtome.sae.optimization import Optimizer
 from microtome.sae.passing import forward
+from microtome.sae.selecting.estimation import fastest_precision
 from microtome.sae.selecting.selection import Selector
 
 
@@ -276,6 +277,14 @@ def test_resampled_latents_start_fresh() -> None:
     assert not optimizer.state()["W_enc.exp_avg"][9:].any()
     assert optimizer.state()["W_enc.exp_avg"][:9].any()
     assert not len(counter.dead())
+
+
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "auto"])
+def test_the_summary_says_what_proposed(asked: Asked) -> None:
+    x, _ = rows(200)
+    run = train(ActivationStore.of(x), Config(d_sae=24, steps=1, precision=asked))
+    expected = fastest_precision("cpu") if asked == "auto" else asked
+    assert run.summary.precision == expected
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ class Config:
         bandwidth: Width of JumpReLU's straight-through gradient.
         threshold: JumpReLU's threshold at the start.
         precision: Of the products that propose which latents to keep: ``"auto"`` measures which of
-            float32, bfloat16 and int8 is fastest. The choice among what they propose is exact.
+            float32, bfloat16 and int8 is fastest here, and the summary says which. The choice
+            among what they propose is exact, but a latent that is not proposed is not chosen: name
+            one where two are about as fast and two runs are to be the same bit for bit.
         seed: Decides initial weights, order of the rows and evaluation rows, each on its own.
         device: Where the coder trains.
         log_every: Steps between two rows of metrics; a hundredth of the run unless given.

@@ -31,6 +31,7 @@ class TrainingSummary(Result, schema="sae-training"):
         sources: Source sites.
         targets: Target sites.
         architecture: The coder's make.
+        precision: Of the products that proposed which latents to keep: what ``"auto"`` came to.
         provenance: Settings, versions, seed, threads.
     """
 
@@ -46,4 +47,5 @@ class TrainingSummary(Result, schema="sae-training"):
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     architecture: Mapping[str, Any]
+    precision: str
     provenance: Provenance | None = None

@@ -368,6 +368,7 @@ class _Run:
             sources=self.sources,
             targets=self.targets,
             architecture=self.make.to_dict(),
+            precision=self.selected_in,
             provenance=collect(config=self.config, seed=self.config.seed),
         )
         self.coder.origin = Origin(
