@@ -107,11 +107,11 @@ class SAE(nn.Module):
         """How it was trained: figures, history, settings; it is not saved with the coder.
 
         Raises:
-            UsageError: It was not trained in this session.
+            UsageError: It does not come from a training, but from a file or from weights.
         """
         if self._summary is None:
             raise UsageError(
-                "the coder was not trained in this session, so it has no summary; a run's folder "
+                "the coder comes from a file or from weights and has no summary; a run's folder "
                 "keeps it: TrainingSummary.load(folder / 'training.json')"
             )
         return self._summary

@@ -162,7 +162,13 @@ def _read_all(
     try:
         return model.trace(tokens, capture=names), {}
     except MicrotomeError:
-        pass
+        return _read_singly(model, tokens, names)
+
+
+def _read_singly(
+    model: Model, tokens: torch.Tensor, names: list[str]
+) -> tuple[Trace | None, dict[str, str]]:
+    """Capture every site alone, then all that can be captured; say why the others cannot."""
     faults: dict[str, str] = {}
     for name in names:
         try:
